@@ -1,0 +1,30 @@
+# make demo    trains an agent on GridLife with and without the layers, and shows which one stays alive
+# make test    runs the tests
+# Both first make .venv and install the package there, with the versions in constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test install
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+RUNS := logs/demo-$(shell date +%Y%m%d-%H%M%S)
+TRAIN := $(BIN)/python train.py --algo ppo --env GridLife-v0 --seed 1 --eval-freq -1 --verbose 0 --progress
+
+demo: install
+	$(TRAIN) -f $(RUNS)/without -params "vec_env_wrapper:[]"
+	$(TRAIN) -f $(RUNS)/with
+	$(BIN)/python -m persist_sb3.report $(RUNS)/with/ppo/GridLife-v0_1 $(RUNS)/without/ppo/GridLife-v0_1 \
+		--labels persist-sb3 "task reward only" --stochastic --output $(RUNS)/report

@@ -1,0 +1,164 @@
+"""
+Who stays alive: PPO on GridLife with the shipped layers, against the same PPO on the task reward alone, and against one
+with five times the raw deviation reward on top, which pays the agent to die.
+
+Every agent is trained by ``train.py`` with the hyperparameters in ``persist_sb3/hyperparams/ppo.yml``, and evaluated on
+layouts that it has not seen. Agents that are there already are not trained again, so the benchmark can be interrupted::
+
+    python benchmarks/survival.py                                  # 5 seeds, 300k steps, 200 test episodes an agent
+    python benchmarks/survival.py --seeds 2 --timesteps 50000      # a quick look
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rliable import library, metrics
+
+from persist_sb3 import plots
+from persist_sb3.evaluation import evaluate
+from persist_sb3.metrics import EpisodeRecord, read_episodes, survival_curve
+from persist_sb3.runs import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = "GridLife-v0"
+INTERNAL = "persist_sb3.wrappers.VecInternalState"
+DEVIATION = {"persist_sb3.wrappers.VecHomeostatReward": {"w": [1.0, 0.5, 1.5], "weight": 5.0}}
+
+# What `train.py` is told about the layers; nothing, for those that are shipped. InternalState changes no reward.
+CONDITIONS: dict[str, list[str]] = {
+    "task reward": ["-params", f"vec_env_wrapper:{[INTERNAL]}"],
+    "raw deviation": ["-params", f"vec_env_wrapper:{[INTERNAL, DEVIATION]}"],
+    "persist-sb3": [],
+}
+
+Records = list[EpisodeRecord]
+FIGURES: dict[str, tuple[Callable[[Records, Records], float], str]] = {
+    "survival share": (lambda test, _: float(np.mean([e.survived for e in test])), ".3f"),
+    "median time to violation": (lambda test, _: min(survival_curve(test).median, 512.0), ".0f"),
+    "task return an episode": (lambda test, _: float(np.mean([e.task_return for e in test])), ".1f"),
+    "task return in 512 steps alive": (
+        lambda test, _: 512.0 * sum(e.task_return for e in test) / sum(e.length for e in test),
+        ".1f",
+    ),
+    "violations while training": (lambda _, training: float(sum(e.violations for e in training)), ".0f"),
+}
+
+
+def train(condition: str, seed: int, timesteps: int, folder: Path) -> Path:
+    """
+    :param condition: a key of ``CONDITIONS``
+    :param seed: of the run
+    :param timesteps: of the run
+    :param folder: of all runs
+    :return: the run's folder
+    """
+    logs = folder / condition.replace(" ", "-") / f"seed-{seed}"
+    run = logs / "ppo" / f"{ENV}_1"
+    if not (run / f"{ENV}.zip").is_file():
+        command = [sys.executable, str(ROOT / "train.py"), "--algo", "ppo", "--env", ENV, "--seed", str(seed)]
+        command += ["-n", str(timesteps), "--eval-freq", "-1", "--device", "cpu", "--verbose", "0", "-f", str(logs)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, *CONDITIONS[condition]], check=True, stdout=subprocess.DEVNULL, env=environment)
+    return run
+
+
+def evaluate_run(path: Path, episodes: int) -> Records:
+    """
+    :param path: the run's folder
+    :param episodes: how many
+    :return: evaluation episodes on test layouts, the same ones for every run
+    """
+    run = Run(path)
+    venv = run.make_env(20, split="test")
+    model = run.load_model(venv, seed=0)
+    records = [episode.record for episode in evaluate(model, venv, episodes, deterministic=False, seed=1_000_000)]
+    venv.close()
+    return records
+
+
+def intervals(scores: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, float, float]]:
+    """
+    :param scores: one score a seed, by condition
+    :return: mean over seeds, and the limits of its 95 % bootstrap interval (Agarwal et al., NeurIPS 2021)
+    """
+    matrices = {name: values[:, None] for name, values in scores.items()}
+    means, limits = library.get_interval_estimates(
+        matrices,
+        lambda matrix: np.array([metrics.aggregate_mean(matrix)]),
+        reps=5_000,
+        random_state=np.random.RandomState(0),
+    )
+    return {name: (float(means[name][0]), float(limits[name][0, 0]), float(limits[name][1, 0])) for name in scores}
+
+
+def main() -> None:
+    """Train what is missing, evaluate, and write the table and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="agents a condition")
+    parser.add_argument("--timesteps", type=int, default=300_000, help="environment steps an agent")
+    parser.add_argument("--episodes", type=int, default=200, help="test episodes an agent")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, one core each")
+    parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/survival"), help="where the runs are kept")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    arguments = parser.parse_args()
+
+    work = [(condition, seed) for condition in CONDITIONS for seed in range(arguments.seeds)]
+    folder = arguments.folder / str(arguments.timesteps)
+    with Progress() as progress, ThreadPoolExecutor(arguments.jobs) as pool:
+        training = progress.add_task("training", total=len(work))
+        futures = [pool.submit(train, *item, arguments.timesteps, folder) for item in work]
+        paths = []
+        for future in futures:
+            paths.append(future.result())
+            progress.advance(training)
+        evaluating = progress.add_task("evaluating", total=len(work))
+        tests, trainings = {}, {}
+        for item, path in zip(work, paths, strict=True):
+            tests[item] = evaluate_run(path, arguments.episodes)
+            trainings[item] = read_episodes(path / "persist.jsonl")
+            progress.advance(evaluating)
+
+    table = Table(title=f"PPO on {ENV}, {arguments.timesteps:,} steps, {arguments.seeds} seeds: mean [95 % interval]")
+    table.add_column("")
+    for condition in CONDITIONS:
+        table.add_column(condition, justify="right")
+    results: dict[str, object] = {key: value for key, value in vars(arguments).items() if isinstance(value, int)}
+    for name, (figure, style) in FIGURES.items():
+        scores = {
+            condition: np.array(
+                [figure(tests[condition, seed], trainings[condition, seed]) for seed in range(arguments.seeds)]
+            )
+            for condition in CONDITIONS
+        }
+        estimates = intervals(scores)
+        table.add_row(
+            name,
+            *(f"{mean:{style}} [{low:{style}}, {high:{style}}]" for mean, low, high in estimates.values()),
+        )
+        results[name] = {
+            condition: {"mean": estimates[condition], "seeds": scores[condition].tolist()} for condition in CONDITIONS
+        }
+    Console(width=130).print(table)
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "survival.json").write_text(json.dumps(results, indent=2) + "\n")
+    curves = {
+        condition: [record for seed in range(arguments.seeds) for record in tests[condition, seed]]
+        for condition in CONDITIONS
+    }
+    plots.save(plots.survival(curves), arguments.output / "survival.png")
+
+
+if __name__ == "__main__":
+    main()

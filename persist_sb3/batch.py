@@ -1,0 +1,102 @@
+"""Batched observations of any structure: arrays, and dicts or tuples of arrays, all with the environments in front."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+# An array (n, ...), or a (nested) dict or tuple of them.
+Batch = Any
+
+
+def tree_map(function: Callable[..., Any], batch: Batch, *others: Batch) -> Batch:
+    """
+    :param function: called with one leaf of each tree
+    :param batch: array, or dict or tuple of them
+    :param others: trees of the same structure
+    :return: the results, in the structure of ``batch``
+    """
+    if isinstance(batch, dict):
+        return {key: tree_map(function, leaf, *(other[key] for other in others)) for key, leaf in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(tree_map(function, *leaves) for leaves in zip(batch, *others, strict=True))
+    return function(batch, *others)
+
+
+def add_batch_axis(value: Any) -> Batch:
+    """
+    :param value: the observation or action of one environment
+    :return: the same with a leading axis of length one
+    """
+    return tree_map(lambda leaf: np.asarray(leaf)[None], value)
+
+
+def first_row(batch: Batch) -> Any:
+    """
+    :param batch: a batch of one
+    :return: what :func:`add_batch_axis` was given
+    """
+    return tree_map(lambda leaf: leaf[0], batch)
+
+
+def take(batch: Batch, slots: NDArray[np.intp]) -> Batch:
+    """
+    :param batch: ``(n, ...)``
+    :param slots: ``(k,)``
+    :return: a copy of these rows, ``(k, ...)``
+    """
+    return tree_map(lambda leaf: leaf[slots], batch)
+
+
+def with_rows(batch: Batch, slots: NDArray[np.intp], rows: Batch) -> Batch:
+    """
+    :param batch: ``(n, ...)``, left as it is
+    :param slots: ``(k,)``
+    :param rows: ``(k, ...)``
+    :return: a copy of ``batch`` with ``rows`` in these slots
+    """
+
+    def replace(leaf: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
+        copy = leaf.copy()
+        copy[slots] = new
+        return copy
+
+    return tree_map(replace, batch, rows)
+
+
+def stack(rows: list[Any]) -> Batch:
+    """
+    :param rows: observations of ``k`` environments, of one structure
+    :return: ``(k, ...)``
+    """
+    return tree_map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def flatten(space: spaces.Space[Any], batch: Batch) -> NDArray[Any]:
+    """
+    The batched ``gymnasium.spaces.flatten``: the same columns in the same order.
+
+    :param space: space of one environment
+    :param batch: ``(n, ...)``
+    :return: ``(n, spaces.flatdim(space))``
+    :raises TypeError: if the space has no fixed size
+    """
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return np.reshape(batch, (len(batch), -1))
+    if isinstance(space, spaces.Discrete):
+        return np.eye(int(space.n))[np.asarray(batch) - space.start]
+    if isinstance(space, spaces.MultiDiscrete):
+        values = np.reshape(batch, (len(batch), -1)) - space.start.reshape(-1)
+        return np.concatenate(
+            [np.eye(size)[column] for size, column in zip(space.nvec.reshape(-1), values.T, strict=True)], axis=1
+        )
+    if isinstance(space, spaces.Dict):
+        return np.concatenate([flatten(inner, batch[key]) for key, inner in space.spaces.items()], axis=1)
+    if isinstance(space, spaces.Tuple):
+        return np.concatenate([flatten(inner, part) for inner, part in zip(space.spaces, batch, strict=True)], axis=1)
+    raise TypeError(
+        f"{type(space).__name__} observations have no fixed size and cannot be flattened: wrap the environment so that "
+        "it returns a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+    )

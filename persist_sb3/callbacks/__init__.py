@@ -1,0 +1,9 @@
+"""SB3 callbacks that train the models behind the layers, and measure."""
+
+from persist_sb3._doors import refuse_root_import
+from persist_sb3.callbacks.base import PersistCallback, bind_all
+from persist_sb3.callbacks.metrics import MetricsCallback
+
+__all__ = ["MetricsCallback", "PersistCallback", "bind_all"]
+
+refuse_root_import(__name__)

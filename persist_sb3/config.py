@@ -1,0 +1,340 @@
+"""One description of a persistent agent, for Python and for rl-zoo3."""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import gymnasium as gym
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from persist_sb3.homeostat import Homeostat
+from persist_sb3.internal import InternalSource
+from persist_sb3.viability import ViabilitySet
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import VecEnv
+
+EnvT = TypeVar("EnvT")
+
+ON_POLICY = ("a2c", "ppo", "ppo_lstm", "ppo_mask", "trpo")
+DISCRETE_OFF_POLICY = ("dqn", "qrdqn")
+CONTINUOUS_OFF_POLICY = ("crossq", "ddpg", "sac", "td3", "tqc")
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_nearest_key(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    nearest = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                    hint = f", did you mean {nearest[0]!r}?" if nearest else "."
+                    raise ValueError(f"unknown key {key!r}{hint} Known here: {', '.join(cls.model_fields)}")
+        return data
+
+
+class EnvSection(_Section):
+    """
+    :param name: a registered gymnasium id
+    :param horizon: steps after which an episode is truncated. Default: the environment's own
+    :param kwargs: further arguments of ``gymnasium.make``
+    """
+
+    name: str = "GridLife-v0"
+    horizon: Annotated[int, Field(gt=0)] | None = None
+    kwargs: dict[str, Any] = {}
+
+
+class InternalStateSection(_Section):
+    """
+    :param dims: names of the internal variables
+    :param mu: their setpoints
+    :param w: weight of each one's deviation. Default: 1 each
+    :param source: where each one is: ``"info.energy"``, ``"obs[2]"``, ``"obs.battery"``, or the parameters of a
+        simulated variable. Default: the vector ``info["internal"]``
+    :param low: least values that they can take
+    :param high: greatest values that they can take
+    :param append: show them to the agent
+    """
+
+    dims: tuple[str, ...] = ("energy", "temp", "integrity")
+    mu: tuple[float, ...] = (0.7, 0.5, 0.9)
+    w: tuple[NonNegative, ...] | None = None
+    source: dict[str, str | dict[str, Any]] | None = None
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    append: bool = False
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "InternalStateSection":
+        for key in ("mu", "w", "low", "high"):
+            values = getattr(self, key)
+            if values is not None and len(values) != len(self.dims):
+                raise ValueError(f"{key} has {len(values)} entries for {len(self.dims)} variables {list(self.dims)}")
+        InternalSource(self.dims, self.source)
+        return self
+
+
+class ShieldSection(_Section):
+    """
+    :param conf: confidence with which an action must be safe, ``alpha``
+    :param horizon: steps that are foreseen
+    """
+
+    conf: Probability = 0.97
+    horizon: Annotated[int, Field(gt=0)] = 8
+
+
+class ViabilitySection(_Section):
+    """
+    :param constraints: what "alive" means, see :mod:`persist_sb3.viability`
+    :param scale: what each constraint's margin is divided by. Default: its margin at the setpoint
+    :param shield: filter the actions. Default: no shield
+    """
+
+    constraints: tuple[str, ...] = ("energy >= 0.2", "temp in [0.3, 0.7]", "integrity >= 0.6")
+    scale: tuple[Positive, ...] | None = None
+    shield: ShieldSection | None = None
+
+
+class RewardsSection(_Section):
+    """
+    :param lambda_homeo: weight of the homeostatic reward
+    :param lambda_intr: weight of the intrinsic reward
+    :param intrinsic: which one
+    :param form: of the homeostatic reward, see :class:`~persist_sb3.homeostat.Homeostat`
+    :param n: exponent inside the drive
+    :param m: root of the drive
+    :param alive_bonus: added at every step alive. ``"auto"``: the least one with which no step alive costs the agent,
+        so that dying early never pays
+    :param death_penalty: subtracted at a step that violates a constraint
+    """
+
+    lambda_homeo: NonNegative = 0.5
+    lambda_intr: NonNegative = 0.0
+    intrinsic: Literal["none", "rnd", "surprise", "empowerment"] = "none"
+    form: Literal["deviation", "drive_reduction"] = "deviation"
+    n: Positive = 2.0
+    m: Positive = 2.0
+    alive_bonus: NonNegative | Literal["auto"] = "auto"
+    death_penalty: NonNegative = 20.0
+
+
+class TrainSection(_Section):
+    """
+    :param algo: rl-zoo3's name of the algorithm, in capitals or not
+    :param n_timesteps: environment steps. Default: the hyperparameter file's
+    :param batch_size: of a gradient step. Default: the hyperparameter file's
+    :param gamma: discount factor. Default: the hyperparameter file's
+    :param update_every: steps of each environment between updates: ``n_steps`` on-policy, ``train_freq`` (with as many
+        gradient steps) off-policy. Default: the hyperparameter file's
+    :param model_rollouts: rollouts of the models for each decision of the shield
+    """
+
+    algo: str = "PPO"
+    n_timesteps: Annotated[int, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(gt=1)] | None = None
+    gamma: Annotated[float, Field(gt=0, le=1)] | None = None
+    update_every: Annotated[int, Field(gt=0)] | None = None
+    model_rollouts: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_algorithm(self) -> "TrainSection":
+        known = (*ON_POLICY, *DISCRETE_OFF_POLICY, *CONTINUOUS_OFF_POLICY)
+        if self.algo.lower() not in known:
+            nearest = difflib.get_close_matches(self.algo.lower(), known, n=1)
+            raise ValueError(
+                f"algo={self.algo!r} is not one of {', '.join(known)}"
+                + (f", did you mean {nearest[0]!r}?" if nearest else "")
+            )
+        return self
+
+
+class PersistConfig(_Section):
+    """
+    What an agent must keep, what it is rewarded for, and how it learns. The layers and callbacks that follow from it
+    are the same through :meth:`wrap`, :meth:`wrap_vec` and rl-zoo3 (:meth:`zoo_entry`).
+
+    Example::
+
+        persist = PersistConfig.from_yaml("cartpole.yml")
+        model = PPO("MlpPolicy", persist.wrap(gym.make("CartPole-v1")))
+        model.learn(100_000, callback=persist.callbacks())
+
+    :param env: the environment
+    :param internal_state: the internal variables
+    :param viability: where they must stay
+    :param rewards: what is added to the task reward
+    :param train: algorithm and training
+    :raises pydantic.ValidationError: (a ``ValueError``) naming the key, the value and the nearest known name
+    """
+
+    env: EnvSection = EnvSection()
+    internal_state: InternalStateSection = InternalStateSection()
+    viability: ViabilitySection = ViabilitySection()
+    rewards: RewardsSection = RewardsSection()
+    train: TrainSection = TrainSection()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "PersistConfig":
+        state, rewards = self.internal_state, self.rewards
+        ViabilitySet(
+            self.viability.constraints,
+            state.dims,
+            mu=state.mu,
+            low=state.low,
+            high=state.high,
+            scale=self.viability.scale,
+        )
+        Homeostat(state.mu, state.w or [1.0] * len(state.dims), form=rewards.form, n=rewards.n, m=rewards.m)
+        if (rewards.intrinsic == "none") != (rewards.lambda_intr == 0.0):
+            raise ValueError(
+                f"rewards.intrinsic={rewards.intrinsic!r} and rewards.lambda_intr={rewards.lambda_intr} contradict "
+                "each other: name an intrinsic reward and give it a weight, or give neither"
+            )
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "PersistConfig":
+        """
+        :param path: a YAML file
+        :return: the configuration
+        :raises ValueError: if the file is not YAML, or says something that is not a configuration
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"{path} must hold the sections {', '.join(cls.model_fields)}, not {data!r}")
+        return cls.model_validate(data)
+
+    @property
+    def algo(self) -> str:
+        """rl-zoo3's name of the algorithm."""
+        return self.train.algo.lower()
+
+    @property
+    def env_id(self) -> str:
+        """The environment's id; a GridLife id becomes its continuous form for an algorithm that needs Box actions."""
+        name = self.env.name
+        if self.algo in CONTINUOUS_OFF_POLICY and name.startswith("GridLife") and "Continuous" not in name:
+            return name.replace("GridLife", "GridLifeContinuous", 1)
+        return name
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """Arguments of ``gymnasium.make``."""
+        horizon = {} if self.env.horizon is None else {self._horizon_keyword: self.env.horizon}
+        return {**self.env.kwargs, **horizon}
+
+    @property
+    def _horizon_keyword(self) -> str:
+        return "horizon" if self.env.name.startswith("GridLife") else "max_episode_steps"
+
+    def make_env(self) -> gym.Env[Any, Any]:
+        """
+        :return: the environment, wrapped
+        """
+        return self.wrap(gym.make(self.env_id, **self.env_kwargs))
+
+    def layers(self) -> list[tuple[str, dict[str, Any]]]:
+        """
+        :return: name (of the gymnasium form, in :mod:`persist_sb3.wrappers`) and parameters of each layer, the
+            innermost first
+        :raises RuntimeError: if the configuration asks for a layer that this version does not have
+        """
+        if self.viability.shield is not None:
+            raise RuntimeError("viability.shield: this version has no shield yet; remove the key to train without one")
+        if self.rewards.intrinsic != "none":
+            raise RuntimeError(
+                f"rewards.intrinsic={self.rewards.intrinsic!r}: this version has no intrinsic reward yet; set it to "
+                "'none' and lambda_intr to 0"
+            )
+        state, rewards = self.internal_state, self.rewards
+        internal: dict[str, Any] = {
+            "dims": list(state.dims),
+            "sources": state.source,
+            "constraints": list(self.viability.constraints),
+            "mu": list(state.mu),
+            "low": state.low and list(state.low),
+            "high": state.high and list(state.high),
+            "scale": self.viability.scale and list(self.viability.scale),
+            "append": state.append or None,
+        }
+        homeostat: dict[str, Any] = {
+            "w": state.w and list(state.w),
+            "form": rewards.form,
+            "n": rewards.n,
+            "m": rewards.m,
+            "alive_bonus": rewards.alive_bonus,
+            "death_penalty": rewards.death_penalty,
+            "weight": rewards.lambda_homeo,
+        }
+        layers = [("InternalState", internal)]
+        if rewards.lambda_homeo > 0.0:
+            layers.append(("HomeostatReward", homeostat))
+        return [(name, {key: value for key, value in kwargs.items() if value is not None}) for name, kwargs in layers]
+
+    def wrap(self, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        """
+        :param env: one environment
+        :return: the same with every layer around it
+        """
+        return self._wrap(env, "")
+
+    def wrap_vec(self, venv: "VecEnv") -> "VecEnv":
+        """
+        :param venv: SB3's vectorised environments
+        :return: the same with every layer around them, each run as one batch
+        """
+        return self._wrap(venv, "Vec")
+
+    def _wrap(self, env: EnvT, form: str) -> EnvT:
+        # By name, as rl-zoo3 does it: this module lies below the wrappers.
+        wrappers = importlib.import_module("persist_sb3.wrappers")
+        for name, kwargs in self.layers():
+            env = getattr(wrappers, form + name)(env, **kwargs)
+        return env
+
+    def callbacks(self) -> list["BaseCallback"]:
+        """
+        :return: the callbacks that go with the layers, for ``model.learn(..., callback=...)``
+        """
+        callbacks = importlib.import_module("persist_sb3.callbacks")
+        return [getattr(callbacks, name)() for name in self._callback_names()]
+
+    def _callback_names(self) -> list[str]:
+        return ["MetricsCallback"]
+
+    def zoo_entry(self) -> dict[str, Any]:
+        """
+        :return: what this configuration says, as an entry of an rl-zoo3 hyperparameter file. It lacks what the
+            configuration leaves open (policy, network, learning rate ...)
+        """
+        train = self.train
+        entry: dict[str, Any] = {
+            "vec_env_wrapper": [{f"persist_sb3.wrappers.Vec{name}": kwargs} for name, kwargs in self.layers()],
+            "callback": [f"persist_sb3.callbacks.{name}" for name in self._callback_names()],
+            "env_kwargs": self.env_kwargs or None,
+            "n_timesteps": train.n_timesteps,
+            "batch_size": train.batch_size,
+            "gamma": train.gamma,
+        }
+        if train.update_every is not None:
+            if self.algo in ON_POLICY:
+                entry["n_steps"] = train.update_every
+            else:
+                entry |= {"train_freq": train.update_every, "gradient_steps": train.update_every}
+        return {key: value for key, value in entry.items() if value is not None}

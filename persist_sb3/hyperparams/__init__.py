@@ -1,0 +1,30 @@
+"""
+rl-zoo3's hyperparameters with the layers written out: one ``.yml`` an algorithm, and a module beside it so that
+``-conf persist_sb3.hyperparams.ppo`` finds it where the package is installed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from persist_sb3._doors import refuse_root_import
+
+refuse_root_import(__name__)
+
+FOLDER = Path(__file__).parent
+
+
+def algorithms() -> list[str]:
+    """
+    :return: rl-zoo3's names of the algorithms that have a file here
+    """
+    return sorted(path.stem for path in FOLDER.glob("*.yml"))
+
+
+def load(algo: str) -> dict[str, dict[str, Any]]:
+    """
+    :param algo: rl-zoo3's name of an algorithm, one of :func:`algorithms`
+    :return: its hyperparameters by environment id; those under ``"default"``, for any other environment, have no layers
+    """
+    return yaml.safe_load((FOLDER / f"{algo}.yml").read_text(encoding="utf-8"))

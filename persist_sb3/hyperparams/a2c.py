@@ -1,0 +1,5 @@
+"""The hyperparameters of ``a2c.yml``, as a module for rl-zoo3's ``-conf``."""
+
+from persist_sb3.hyperparams import load
+
+hyperparams = load("a2c")

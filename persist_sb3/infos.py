@@ -1,0 +1,202 @@
+"""One view of the infos of ``n`` environments, whichever vector API they come from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Path = tuple[str | int, ...]
+
+
+class MissingInfoError(RuntimeError):
+    """
+    An environment's info lacks an entry that a layer was told to read.
+
+    :param path: keys and indices of the entry, outermost first
+    :param env_index: which of the environments
+    :param available: the keys that its info does have
+    """
+
+    def __init__(self, path: Path, env_index: int, available: Sequence[str]) -> None:
+        super().__init__(path, env_index, available)
+        self.path = path
+        self.env_index = env_index
+        self.available = available
+
+    def __str__(self) -> str:
+        return (
+            f"info{format_path(self.path)} is missing in environment {self.env_index}; its info has "
+            f"{sorted(self.available) if self.available else 'no keys'}. The environment must give it at reset and at "
+            "every step: name another source for this variable, or add the entry to the environment's info."
+        )
+
+
+def format_path(path: Path) -> str:
+    """
+    :param path: keys and indices, outermost first
+    :return: the path as it would be written in Python, ``['battery'][0]``
+    """
+    return "".join(f"[{part!r}]" for part in path)
+
+
+class Infos(ABC):
+    """The infos of one step (or reset) of ``n`` environments, read and written by column."""
+
+    @abstractmethod
+    def column(self, path: Path, slots: NDArray[np.intp]) -> NDArray[np.float64]:
+        """
+        :param path: keys and indices of the entry, outermost first
+        :param slots: the environments to read, ``(k,)``
+        :return: one row an environment, ``(k, ...)``
+        :raises MissingInfoError: if one of them has no such entry
+        """
+
+    @abstractmethod
+    def is_dict(self, key: str, slots: NDArray[np.intp]) -> bool:
+        """
+        :param key: key of the info
+        :param slots: the environments meant, ``(k,)``
+        :return: whether what the first of them has there is itself a dict
+        """
+
+    @abstractmethod
+    def publish(self, key: str, slots: NDArray[np.intp], values: NDArray[Any], name: str | None = None) -> None:
+        """
+        Write one value an environment.
+
+        :param key: key of the info
+        :param slots: the environments to write to, ``(k,)``
+        :param values: ``(k, ...)``, a row an environment
+        :param name: if given, the value goes into the dict ``info[key]`` under this name
+        """
+
+
+class ListInfos(Infos):
+    """
+    Infos as SB3's ``VecEnv`` and a single ``gymnasium.Env`` give them: a dict an environment.
+
+    :param infos: the dicts, changed in place by :meth:`publish`
+    """
+
+    def __init__(self, infos: Sequence[dict[str, Any]]) -> None:
+        self.infos = infos
+
+    def column(self, path: Path, slots: NDArray[np.intp]) -> NDArray[np.float64]:
+        key, *inner = path
+        try:
+            rows = [self.infos[slot][key] for slot in slots.tolist()]
+            for part in inner:
+                rows = [row[part] for row in rows]
+        except (KeyError, IndexError, TypeError) as error:
+            raise self._missing(path, slots.tolist()) from error
+        return np.array(rows, dtype=np.float64)
+
+    def is_dict(self, key: str, slots: NDArray[np.intp]) -> bool:
+        return isinstance(self.infos[slots[0]].get(key), Mapping)
+
+    def _missing(self, path: Path, slots: Sequence[int]) -> MissingInfoError:
+        for slot in slots:
+            value: Any = self.infos[slot]
+            try:
+                for part in path:
+                    value = value[part]
+            except (KeyError, IndexError, TypeError):
+                return MissingInfoError(path, slot, [str(key) for key in self.infos[slot]])
+        raise AssertionError(f"info{format_path(path)} is there in every environment")
+
+    def publish(self, key: str, slots: NDArray[np.intp], values: NDArray[Any], name: str | None = None) -> None:
+        rows = values.tolist() if values.ndim == 1 else values
+        if name is None:
+            for slot, value in zip(slots.tolist(), rows, strict=True):
+                self.infos[slot][key] = value
+        else:
+            for slot, value in zip(slots.tolist(), rows, strict=True):
+                self.infos[slot].setdefault(key, {})[name] = value
+
+
+class VectorInfos(Infos):
+    """
+    Infos as ``gymnasium.vector`` gives them: a dict of arrays, each with a mask ``_key`` of who reported it.
+
+    :param infos: the dict, changed in place by :meth:`publish`
+    :param num_envs: number of environments, ``n``
+    """
+
+    def __init__(self, infos: dict[str, Any], num_envs: int) -> None:
+        self.infos = infos
+        self.num_envs = num_envs
+
+    def column(self, path: Path, slots: NDArray[np.intp]) -> NDArray[np.float64]:
+        level: Any = self.infos
+        for depth, part in enumerate(path):
+            if not isinstance(level, Mapping):
+                # What is left of the path indexes each environment's own array.
+                return np.asarray(level[slots][(slice(None), *path[depth:])], dtype=np.float64)
+            if part not in level:
+                raise MissingInfoError(path, int(slots[0]), self._keys(level))
+            reported = level.get(f"_{part}")
+            if reported is not None and not reported[slots].all():
+                raise MissingInfoError(path, int(slots[np.argmin(reported[slots])]), self._keys(level))
+            level = level[part]
+        rows = level[slots]
+        return np.asarray(np.stack(rows) if rows.dtype == object else rows, dtype=np.float64)
+
+    def is_dict(self, key: str, slots: NDArray[np.intp]) -> bool:
+        return isinstance(self.infos.get(key), Mapping)
+
+    @staticmethod
+    def _keys(level: Mapping[str, Any]) -> list[str]:
+        return [str(key) for key in level if not str(key).startswith("_")]
+
+    def publish(self, key: str, slots: NDArray[np.intp], values: NDArray[Any], name: str | None = None) -> None:
+        level = self.infos
+        if name is not None:
+            self._mark(level, key, slots)
+            level = level.setdefault(key, {})
+            key = name
+        if key not in level:
+            level[key] = np.zeros((self.num_envs, *values.shape[1:]), dtype=values.dtype)
+        level[key][slots] = values
+        self._mark(level, key, slots)
+
+    def _mark(self, level: dict[str, Any], key: str, slots: NDArray[np.intp]) -> None:
+        level.setdefault(f"_{key}", np.zeros(self.num_envs, dtype=bool))[slots] = True
+
+
+class SameStepInfos(Infos):
+    """
+    Infos of a ``gymnasium.vector`` step in autoreset mode ``SAME_STEP``: where an episode ended, what the step reported
+    lies in ``final_info`` and the rest of the dict describes the new episode.
+
+    :param infos: the dict, changed in place by :meth:`publish`
+    :param ended: the environments whose episode ended, ``(n,)``
+    """
+
+    def __init__(self, infos: dict[str, Any], ended: NDArray[np.bool_]) -> None:
+        num_envs = len(ended)
+        self.ended = ended
+        self.running = VectorInfos(infos, num_envs)
+        self.final = VectorInfos(infos.setdefault("final_info", {}), num_envs)
+
+    def column(self, path: Path, slots: NDArray[np.intp]) -> NDArray[np.float64]:
+        ended = self.ended[slots]
+        if ended.all():
+            return self.final.column(path, slots)
+        if not ended.any():
+            return self.running.column(path, slots)
+        final, running = self.final.column(path, slots[ended]), self.running.column(path, slots[~ended])
+        rows = np.empty((len(slots), *final.shape[1:]))
+        rows[ended], rows[~ended] = final, running
+        return rows
+
+    def is_dict(self, key: str, slots: NDArray[np.intp]) -> bool:
+        return (self.final if self.ended[slots[0]] else self.running).is_dict(key, slots)
+
+    def publish(self, key: str, slots: NDArray[np.intp], values: NDArray[Any], name: str | None = None) -> None:
+        ended = self.ended[slots]
+        if ended.any():
+            self.final.publish(key, slots[ended], values[ended], name)
+        if not ended.all():
+            self.running.publish(key, slots[~ended], values[~ended], name)

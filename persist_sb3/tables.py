@@ -1,0 +1,72 @@
+"""The table of a report: the figures of :mod:`persist_sb3.summary`, a column a run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Column, Table
+
+from persist_sb3.plots import colours
+
+Figures = Mapping[str, Any]
+NOTHING = "–"
+
+
+def comparison(runs: Sequence[Figures]) -> Table:
+    """
+    :param runs: of each its ``label``, and its ``evaluation`` and ``training`` figures, either of them None
+    :return: the table
+    """
+    table = Table(Column("", no_wrap=True))
+    for label, colour in colours([run["label"] for run in runs]).items():
+        table.add_column(escape(label), header_style=f"bold {colour}", justify="right")
+    for part, cells_of in (("evaluation", _evaluation), ("training", _training)):
+        columns = [cells_of(run[part]) if run[part] else {} for run in runs]
+        names = dict.fromkeys(name for column in columns for name in column)
+        if names:
+            table.add_section()
+            table.add_row(f"[bold]{part}[/bold]")
+        for name in names:
+            table.add_row(escape(name), *(column.get(name, NOTHING) for column in columns))
+    return table
+
+
+def _evaluation(run: Figures) -> dict[str, str]:
+    time = run["time_to_violation"]
+    return {
+        "episodes": f"{run['episodes']:,}",
+        "survive": f"{run['survival']['share']:.0%} ({run['survival']['low']:.0%} to {run['survival']['high']:.0%})",
+        "median steps to violation": f"{time['median']:.0f}" if math.isfinite(time["median"]) else "most survive",
+        f"mean steps alive, of {time['horizon']:g}": f"{time['restricted_mean']:.0f}",
+        "violations per 1k steps": f"{run['violations_per_1k_steps']:.2f}",
+        **{f"satisfied: {constraint}": _percent(share) for constraint, share in run["satisfaction"].items()},
+        **_deaths(run),
+        "recover from near the boundary": _percent(run["recovery_rate"]),
+        "task return": _mean(run["task_return"]),
+        **{f"reward term: {term}": _mean(mean) for term, mean in run["reward_terms"].items() if term != "task"},
+    }
+
+
+def _training(run: Figures) -> dict[str, str]:
+    return {
+        "steps": f"{run['timesteps']:,}",
+        "episodes": f"{run['episodes']:,}",
+        "violations": f"{run['violations']:,}",
+        "violations per 1k steps": f"{run['violations_per_1k_steps']:.2f}",
+        "  in the last tenth": f"{run['violations_per_1k_steps_in_last_tenth']:.2f}",
+        **_deaths(run),
+    }
+
+
+def _deaths(run: Figures) -> dict[str, str]:
+    return {f"violated first: {constraint}": f"{count:,}" for constraint, count in (run["deaths"] or {}).items()}
+
+
+def _percent(share: float) -> str:
+    return NOTHING if math.isnan(share) else f"{share:.1%}"
+
+
+def _mean(interval: Figures) -> str:
+    half_width = interval["high"] - interval["mean"]
+    return f"{interval['mean']:.2f}" + ("" if math.isnan(half_width) else f" ± {half_width:.2f}")

@@ -1,0 +1,141 @@
+"""``python -m persist_sb3.train``: rl-zoo3's ``train`` with this package's environments, layers and hyperparameters."""
+
+import argparse
+import importlib
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+from gymnasium import spaces
+from rl_zoo3.train import train as zoo_train
+from rl_zoo3.utils import ALGOS
+
+from persist_sb3 import hyperparams, zoo
+from persist_sb3.config import PersistConfig
+
+EXAMPLES = """
+examples:
+  %(prog)s --algo ppo --env GridLife-v0
+  %(prog)s --algo sac --env GridLifeContinuous-v0 --progress
+  %(prog)s --persist gridlife.yml --track
+  %(prog)s --algo ppo --env GridLife-v0 -params "vec_env_wrapper:[]"     the same agent without the layers
+  %(prog)s --algo ppo --env GridLife-v0 -i logs/ppo/GridLife-v0_1/GridLife-v0.zip     go on with a trained agent
+"""
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """
+    :param arguments: of the command line. Default: the process's own
+    """
+    zoo.register_ppo_mask()
+    parser = _parser()
+    own, others = parser.parse_known_args(arguments)
+    for package in own.gym_packages:
+        importlib.import_module(package)
+    if own.help:
+        parser.print_help()
+        print("\nEvery option of rl-zoo3's train is taken too:\n")
+        zoo.run(zoo_train, ["--help"])
+    if own.persist is None:
+        algo, env_id = own.algo or "ppo", own.env or "GridLife-v0"
+        config = own.conf_file or _shipped_file(parser, algo, env_id)
+        _train(algo, ["--env", env_id, "-conf", config, *others])
+        return
+    for option, value in (("--algo", own.algo), ("--env", own.env), ("-conf", own.conf_file)):
+        if value is not None:
+            parser.error(
+                f"{option} {value}: {own.persist} says this already, so change it there or leave --persist out"
+            )
+    try:
+        persist = PersistConfig.from_yaml(own.persist)
+        entry = _base_entry(persist) | persist.zoo_entry()
+    except (OSError, ValueError, gym.error.Error) as error:
+        parser.error(f"--persist {own.persist}: {error}")
+    # Given on the command line they reach the evaluation environments; rl-zoo3 forgets those of a file there.
+    env_kwargs = [f"{key}:{value!r}" for key, value in entry.pop("env_kwargs", {}).items()]
+    if env_kwargs:
+        others = ["--env-kwargs", *env_kwargs, *others]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, Path(own.persist).stem).with_suffix(".yml")
+        file.write_text(yaml.safe_dump({persist.env_id: entry}), encoding="utf-8")
+        _train(persist.algo, ["--env", persist.env_id, "-conf", str(file), *others])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train an agent that stays alive, through rl-zoo3.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this and rl-zoo3's own options")
+    parser.add_argument(
+        "--algo", choices=sorted(ALGOS), metavar="ALGO", help=f"{', '.join(sorted(ALGOS))} (default: ppo)"
+    )
+    parser.add_argument("--env", metavar="ID", help="environment id (default: GridLife-v0)")
+    parser.add_argument(
+        "-conf",
+        "--conf-file",
+        metavar="FILE",
+        help="hyperparameters, a .yml file or a Python module (default: persist_sb3/hyperparams/ALGO.yml)",
+    )
+    parser.add_argument(
+        "--persist",
+        metavar="FILE",
+        help="a persistent agent's description (see PersistConfig): environment, algorithm, internal variables, "
+        "constraints and rewards; it goes over the shipped hyperparameters of its algorithm",
+    )
+    parser.add_argument(
+        "--gym-packages", metavar="MODULE", nargs="+", default=[], help="modules that register your own environments"
+    )
+    return parser
+
+
+def _train(algo: str, arguments: Sequence[str]) -> None:
+    with zoo.evaluate_with_masks() if algo == zoo.MASKED else nullcontext():
+        zoo.run(zoo_train, ["--algo", algo, *arguments])
+
+
+def _shipped_file(parser: argparse.ArgumentParser, algo: str, env_id: str) -> str:
+    if algo not in hyperparams.algorithms():
+        parser.error(
+            f"no shipped hyperparameters for {algo} (there are: {', '.join(hyperparams.algorithms())}): name -conf"
+        )
+    shipped = hyperparams.load(algo)
+    # An id that is not registered is rl-zoo3's to refuse: it names the nearest.
+    if env_id in gym.registry and env_id not in shipped:
+        known = ", ".join(sorted(shipped.keys() - {"default"}))
+        parser.error(
+            f"no shipped hyperparameters for {algo} on {env_id} (there are: {known}): describe its internal "
+            "variables in a file and give --persist, or give hyperparameters of your own with -conf"
+        )
+    return str(hyperparams.FOLDER / f"{algo}.yml")
+
+
+def _base_entry(persist: PersistConfig) -> dict[str, Any]:
+    """
+    :param persist: the agent
+    :return: the shipped entry of its algorithm and environment, or one without layers for any environment
+    :raises ValueError: if there is none for its algorithm
+    """
+    if persist.algo not in hyperparams.algorithms():
+        raise ValueError(
+            f"train.algo={persist.algo!r} has no shipped hyperparameters, only {hyperparams.algorithms()} have"
+        )
+    shipped = hyperparams.load(persist.algo)
+    if persist.env_id in shipped:
+        return shipped[persist.env_id]
+    entry = shipped["default"]
+    with gym.make(persist.env_id, **persist.env_kwargs) as env:
+        if isinstance(env.observation_space, spaces.Dict):
+            entry["policy"] = entry["policy"].replace("Mlp", "MultiInput")
+    return entry
+
+
+if __name__ == "__main__":
+    train()

@@ -1,0 +1,225 @@
+"""Where the internal variables are, and whether they are where they must be."""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from persist_sb3.batch import Batch, flatten, with_rows
+from persist_sb3.infos import Infos
+from persist_sb3.internal import InternalSource, SimulatedVariable
+from persist_sb3.viability import ViabilitySet
+from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.layer import Layer, Lookup, Step
+
+
+class NonFiniteError(RuntimeError):
+    """An environment returned NaN or infinity."""
+
+
+class InternalStateLayer(Layer):
+    """
+    Reads the internal variables ``x`` from the environment and publishes what every other layer and callback needs:
+    ``info["internal"]`` (``x``), ``info["cost"]`` (1.0 on a step after which a constraint is violated, else 0.0),
+    ``info["persist"]["margin"]`` (the smallest scaled margin) and ``info["reward_terms"]["task"]``. It leaves the
+    reward alone and ends no episode.
+
+    :param dims: names of the internal variables. Default: the environment's own ``internal_names``
+    :param sources: where each variable is: ``"info.energy"``, ``"info.internal[0]"``, ``"obs[2]"``, ``"obs.battery"``,
+        or the parameters of a :class:`~persist_sb3.internal.SimulatedVariable`. Default: the vector
+        ``info["internal"]``
+    :param constraints: what "alive" means, such as ``"energy >= 0.2"``, see :mod:`persist_sb3.viability`. Default: the
+        environment's own ``viability``
+    :param mu: setpoints, one a variable
+    :param low: least values that the variables can take. Default: what the observation space, the simulation or the
+        environment's own ``viability`` says, as far as it does
+    :param high: greatest values that the variables can take, likewise
+    :param scale: what each constraint's margin is divided by. Default: its margin at the setpoint
+    :param append: show ``x`` to the agent: a Box grows by ``d`` entries, a Dict gets a key ``internal``, and any other
+        space is flattened (in the order of ``gymnasium.spaces.flatten``) and grows by ``d`` entries
+    :param check_finite: raise :class:`NonFiniteError` on NaN or infinity in an observation or internal variable
+    :raises ValueError: if the parameters contradict each other
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[str] | None = None,
+        sources: Mapping[str, str | Mapping[str, Any] | SimulatedVariable] | None = None,
+        constraints: Sequence[str] | None = None,
+        mu: Sequence[float] | None = None,
+        low: Sequence[float] | None = None,
+        high: Sequence[float] | None = None,
+        scale: Sequence[float] | None = None,
+        append: bool = False,
+        check_finite: bool = True,
+    ) -> None:
+        if constraints is None:
+            for name, value in (("mu", mu), ("low", low), ("high", high), ("scale", scale)):
+                if value is not None:
+                    raise ValueError(f"{name}={value!r} describes the constraints: give constraints=[...] with it")
+        elif dims is None:
+            raise ValueError("constraints=[...] need the names of the internal variables: give dims=[...] with them")
+        self._given_dims = dims
+        self._sources = sources
+        self._mu, self._low, self._high, self._scale = mu, low, high, scale
+        self._constraints = constraints
+        self.append = append
+        self.check_finite = check_finite
+
+    def attach(
+        self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
+    ) -> None:
+        super().attach(num_envs, observation_space, action_space, lookup)
+        self._inner_space = observation_space
+        self.internal_names: tuple[str, ...] = tuple(self._given_dims or lookup("internal_names"))
+        self._source = InternalSource(self.internal_names, self._sources)
+        self._source.attach(num_envs, observation_space, action_space)
+        self.viability = self._viability(lookup)
+        self.internal_entries: dict[str, str] = dict(self._source.entries)
+        if self._sources is None and self._given_dims is None:
+            self.internal_entries = dict(lookup("internal_entries"))
+        if self.append:
+            self.observation_space = self._appended(observation_space)
+        self.x = np.zeros((num_envs, len(self.internal_names)))
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+
+    def _viability(self, lookup: Lookup) -> ViabilitySet:
+        if self._constraints is None:
+            declared: ViabilitySet = lookup("viability")
+            if declared.dims != self.internal_names:
+                raise RuntimeError(
+                    f"dims={list(self.internal_names)}, but the environment's own constraints are about "
+                    f"{list(declared.dims)}: give constraints=[...] for these variables"
+                )
+            return declared
+        low, high = self._source.low, self._source.high
+        with contextlib.suppress(RuntimeError):
+            declared = lookup("viability")
+            if self._sources is None and declared.dims == self.internal_names:
+                low, high = declared.low, declared.high
+        return ViabilitySet(
+            self._constraints,
+            self.internal_names,
+            mu=self._mu,
+            low=low.tolist() if self._low is None else self._low,
+            high=high.tolist() if self._high is None else self._high,
+            scale=self._scale,
+        )
+
+    def _appended(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
+        low, high = self.viability.low.astype(np.float32), self.viability.high.astype(np.float32)
+        if isinstance(space, spaces.Dict):
+            if "internal" in space.spaces:
+                raise ValueError(
+                    "append=True would overwrite the observation's own key 'internal': the environment already shows "
+                    "its internal variables, so leave append=False"
+                )
+            self.internal_entries |= {name: f"obs.internal[{i}]" for i, name in enumerate(self.internal_names)}
+            return spaces.Dict({**space.spaces, "internal": spaces.Box(low, high, dtype=np.float32)})
+        size = spaces.flatdim(space)
+        self.internal_entries |= {name: f"obs[{size + i}]" for i, name in enumerate(self.internal_names)}
+        flat = spaces.flatten_space(space)
+        if not isinstance(flat, spaces.Box):
+            raise TypeError(f"append=True cannot flatten {space}: wrap the environment so that it has a fixed size")
+        low, high = (np.append(*pair).astype(np.float32) for pair in ((flat.low, low), (flat.high, high)))
+        return spaces.Box(low, high, dtype=np.float32)
+
+    def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
+        self._steps[slots] = 0
+        # A new array: the rows of the old one were published.
+        self.x = with_rows(self.x, slots, self._source.begin(slots, observation, infos))
+        if self.check_finite:
+            self._check(slots, observation)
+        infos.publish("internal", slots, self.x[slots])
+
+    def after(self, step: Step) -> NDArray[np.float64]:
+        self._steps += 1
+        self.x = self._source.step(step.next_observation, step.action, step.reward, step.infos, step.live)
+        if self.check_finite:
+            self._check(self.everyone, step.next_observation)
+        margin = self.viability.margins(self.x).min(axis=1)
+        infos, everyone = step.infos, self.everyone
+        infos.publish("internal", everyone, self.x)
+        infos.publish("cost", everyone, (margin < 0.0).astype(np.float64))
+        infos.publish("persist", everyone, margin, "margin")
+        infos.publish("reward_terms", everyone, step.reward, "task")
+        return step.reward
+
+    def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
+        if not self.append:
+            return observation
+        x = self.x[slots].astype(np.float32)
+        if isinstance(self._inner_space, spaces.Dict):
+            return {**observation, "internal": x}
+        return np.concatenate([flatten(self._inner_space, observation), x], axis=1, dtype=np.float32)
+
+    def _check(self, slots: NDArray[np.intp], observation: Batch) -> None:
+        if not np.isfinite(self.x).all():
+            slot, column = np.argwhere(~np.isfinite(self.x))[0]
+            self._refuse(slot, f"internal variable {self.internal_names[column]!r}", self.x[slot, column])
+        self._check_observation(slots, observation, "obs")
+
+    def _check_observation(self, slots: NDArray[np.intp], observation: Batch, path: str) -> None:
+        if isinstance(observation, dict):
+            for key, leaf in observation.items():
+                self._check_observation(slots, leaf, f"{path}.{key}")
+        elif isinstance(observation, tuple):
+            for index, leaf in enumerate(observation):
+                self._check_observation(slots, leaf, f"{path}[{index}]")
+        # The sum is finite only if every entry is, and costs less to check; a sum that overflows is looked at closely.
+        elif observation.dtype.kind == "f" and not math.isfinite(np.add.reduce(observation, axis=None)):
+            for slot in slots:
+                bad = np.argwhere(~np.isfinite(observation[slot]))
+                if len(bad):
+                    entry = f"{path}{list(map(int, bad[0])) if bad.shape[1] else ''}"
+                    self._refuse(slot, f"observation entry {entry}", observation[slot][tuple(bad[0])])
+
+    def _refuse(self, slot: int, what: str, value: float) -> None:
+        raise NonFiniteError(
+            f"environment {slot} returned {what} = {value} at step {self._steps[slot]} of its episode. "
+            "Find out why in the environment (a division by zero, a diverged simulation), or pass check_finite=False "
+            "if your algorithm can learn from it"
+        )
+
+
+class _Declarations(LayerOwner):
+    """What an environment with internal variables says about itself, for the layers and callbacks above."""
+
+    layer: InternalStateLayer
+
+    @property
+    def internal_names(self) -> tuple[str, ...]:
+        """Names of the internal variables, ``(d,)``."""
+        return self.layer.internal_names
+
+    @property
+    def viability(self) -> ViabilitySet:
+        """The constraints on them."""
+        return self.layer.viability
+
+    @property
+    def internal_entries(self) -> dict[str, str]:
+        """Variables that the observation shows, and where, such as ``{"energy": "obs[2]"}``."""
+        return self.layer.internal_entries
+
+
+class InternalState(_Declarations, LayerWrapper):
+    """:class:`InternalStateLayer` around a ``gymnasium.Env``."""
+
+    layer_type = InternalStateLayer
+
+
+class VecInternalState(_Declarations, VecLayerWrapper):
+    """:class:`InternalStateLayer` around SB3's ``VecEnv``."""
+
+    layer_type = InternalStateLayer
+
+
+class VectorInternalState(_Declarations, VectorLayerWrapper):
+    """:class:`InternalStateLayer` around a ``gymnasium.vector.VectorEnv``."""
+
+    layer_type = InternalStateLayer

@@ -1,0 +1,54 @@
+"""What rl-zoo3 does not know by itself: this package's environments, MaskablePPO, and where the hyperparameters are."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import rl_zoo3.exp_manager as exp_manager
+from rl_zoo3.callbacks import TrialEvalCallback
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+MASKED = "ppo_mask"
+
+
+class MaskableTrialEvalCallback(TrialEvalCallback, MaskableEvalCallback):
+    """rl-zoo3's evaluation of an Optuna trial, with the environment's action masks."""
+
+
+def register_ppo_mask(algorithm: type[BaseAlgorithm] = MaskablePPO) -> None:
+    """
+    Make ``--algo ppo_mask`` one of rl-zoo3's algorithms, searched by Optuna as PPO is.
+
+    :param algorithm: the class to register
+    """
+    ALGOS[MASKED] = algorithm
+    HYPERPARAMS_SAMPLER[MASKED] = HYPERPARAMS_SAMPLER["ppo"]
+    HYPERPARAMS_CONVERTER[MASKED] = HYPERPARAMS_CONVERTER["ppo"]
+
+
+@contextmanager
+def evaluate_with_masks() -> Iterator[None]:
+    """
+    Let rl-zoo3's evaluations respect action masks, in training and in ``-optimize`` alike: it names the classes of its
+    evaluation callbacks in one module, for every algorithm.
+    """
+    names = vars(exp_manager)
+    before = {name: names[name] for name in ("EvalCallback", "TrialEvalCallback")}
+    names.update(EvalCallback=MaskableEvalCallback, TrialEvalCallback=MaskableTrialEvalCallback)
+    try:
+        yield
+    finally:
+        names.update(before)
+
+
+def run(main: Callable[[], None], arguments: Sequence[str]) -> None:
+    """
+    :param main: one of rl-zoo3's commands, which reads ``sys.argv``
+    :param arguments: what it is to find there
+    """
+    sys.argv[1:] = arguments
+    main()

@@ -1,0 +1,11 @@
+"""How the tests run, whatever else does."""
+
+import os
+
+from hypothesis import settings
+
+# The nets of the tests are too small to share out: with one thread each, parallel workers do not slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A deadline for each example would fail wherever another process has the core.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")

@@ -1,0 +1,98 @@
+"""Every shipped entry trains, and says what the others say about the same environment."""
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
+from rl_zoo3.exp_manager import ExperimentManager
+
+from persist_sb3 import hyperparams, zoo
+from persist_sb3.viability import ViabilitySet
+
+DISCRETE = {"GridLife-v0", "GridLifeFlat-v0", "GridLifeExplore-v0"}
+CONTINUOUS = {"GridLifeContinuous-v0", "GridLifeContinuousFlat-v0"}
+SHIPPED = {
+    "a2c": DISCRETE | {"CartPole-v1"},
+    "dqn": DISCRETE | {"CartPole-v1"},
+    "ppo": DISCRETE | CONTINUOUS | {"CartPole-v1", "Pendulum-v1"},
+    "ppo_lstm": DISCRETE | {"CartPole-v1"},
+    "ppo_mask": DISCRETE,
+    "qrdqn": DISCRETE | {"CartPole-v1"},
+    "sac": CONTINUOUS | {"Pendulum-v1"},
+    "td3": CONTINUOUS | {"Pendulum-v1"},
+    "tqc": CONTINUOUS | {"Pendulum-v1"},
+    "trpo": DISCRETE | {"CartPole-v1"},
+}
+ENTRIES = [(algo, env_id) for algo, env_ids in SHIPPED.items() for env_id in sorted(env_ids)]
+
+
+def test_the_shipped_entries() -> None:
+    assert {algo: set(hyperparams.load(algo)) - {"default"} for algo in hyperparams.algorithms()} == SHIPPED
+
+
+@pytest.mark.parametrize("algo", SHIPPED)
+def test_a_module_beside_each_file_has_the_same(algo: str) -> None:
+    assert importlib.import_module(f"persist_sb3.hyperparams.{algo}").hyperparams == hyperparams.load(algo)
+
+
+@pytest.mark.parametrize("algo", SHIPPED)
+def test_default_has_no_layers(algo: str) -> None:
+    assert not {"vec_env_wrapper", "env_wrapper", "callback"} & set(hyperparams.load(algo)["default"])
+
+
+@pytest.mark.parametrize(
+    "env_ids", [DISCRETE | CONTINUOUS, {"CartPole-v1"}, {"Pendulum-v1"}], ids=["GridLife", "CartPole", "Pendulum"]
+)
+def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: set[str]) -> None:
+    entries = [hyperparams.load(algo)[env_id] for algo, env_id in ENTRIES if env_id in env_ids]
+    for entry in entries:
+        assert entry["vec_env_wrapper"] == entries[0]["vec_env_wrapper"]
+        assert entry["callback"] == entries[0]["callback"]
+
+
+def test_cartpole_limits_lie_inside_those_that_end_its_episode() -> None:
+    internal, _ = hyperparams.load("ppo")["CartPole-v1"]["vec_env_wrapper"]
+    layer = internal["persist_sb3.wrappers.VecInternalState"]
+    low, high = ViabilitySet(layer["constraints"], layer["dims"], mu=layer["mu"]).box()
+    env = gym.make("CartPole-v1").unwrapped
+    assert isinstance(env, CartPoleEnv)
+    assert high[0] < env.x_threshold
+    assert high[1] < env.theta_threshold_radians
+    assert (low == -high).all()
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "on-policy": {"n_envs": 2, "n_steps": 16, "batch_size": 16, "n_epochs": 1, "n_critic_updates": 1},
+    "off-policy": {"n_envs": 2, "learning_starts": 16, "train_freq": 4, "gradient_steps": 1, "batch_size": 16},
+}
+
+
+@pytest.mark.filterwarnings("error::persist_sb3.homeostat.PaidToDieWarning")
+@pytest.mark.parametrize(("algo", "env_id"), ENTRIES)
+def test_every_entry_trains(algo: str, env_id: str, tmp_path: Path) -> None:
+    zoo.register_ppo_mask()
+    entry = hyperparams.load(algo)[env_id]
+    family = SMALL["off-policy" if "learning_starts" in entry else "on-policy"]
+    manager = ExperimentManager(
+        argparse.Namespace(),
+        algo,
+        env_id,
+        str(tmp_path),
+        n_timesteps=64,
+        eval_freq=-1,
+        hyperparams={key: value for key, value in family.items() if key in entry},
+        config=str(hyperparams.FOLDER / f"{algo}.yml"),
+        log_interval=-1,
+        verbose=0,
+        device="cpu",
+    )
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    model, _ = experiment
+    manager.learn(model)
+    manager.save_trained_model(model)
+    assert model.num_timesteps >= 64

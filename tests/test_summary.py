@@ -1,0 +1,126 @@
+"""The figures of a report, against published numbers and closed forms."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from persist_sb3.metrics import EpisodeRecord, kaplan_meier
+from persist_sb3.summary import (
+    common_horizon,
+    evaluation_figures,
+    mean_interval,
+    training_figures,
+    wilson_interval,
+    without_nan,
+)
+
+
+def record(length: int, violated: str | None = None, timestep: int = 0, **other: object) -> EpisodeRecord:
+    values: dict[str, object] = {
+        "length": length,
+        "terminated": violated is not None,
+        "truncated": violated is None,
+        "violated": violated,
+        "violated_at": None if violated is None else length,
+        "violations": int(violated is not None),
+        "min_margin": 0.0,
+        "satisfaction": {
+            "a >= 0": 1.0 - (violated == "a >= 0") / length,
+            "b >= 0": 1.0 - (violated == "b >= 0") / length,
+        },
+        "near_steps": 0,
+        "recovered_steps": 0,
+        "task_return": 0.0,
+        "shaped_return": 0.0,
+        "reward_terms": {},
+        "env": 0,
+        "timestep": timestep,
+    }
+    return EpisodeRecord(**{**values, **other})  # type: ignore[arg-type]
+
+
+# Table I of Newcombe, Statistics in Medicine 17 (1998), method 3.
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilsons_interval_as_published(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(trials - successes, trials) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_interval_of_a_mean() -> None:
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx(
+        {"mean": 2.0, "low": 2.0 - 1.959964 / math.sqrt(3), "high": 2.0 + 1.959964 / math.sqrt(3)}
+    )
+    assert math.isnan(mean_interval([4.0])["high"])
+
+
+def test_interval_of_a_mean_covers_it() -> None:
+    samples = np.random.default_rng(0).normal(3.0, 2.0, (2000, 50))
+    covered = [i["low"] <= 3.0 <= i["high"] for i in map(mean_interval, samples)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+
+
+def test_means_compare_up_to_where_all_curves_are_known() -> None:
+    ends_alive, dies_out, longer = (
+        kaplan_meier([4, 10], [True, False]),
+        kaplan_meier([3, 30], [True, True]),
+        kaplan_meier([20], [False]),
+    )
+    assert common_horizon([ends_alive, dies_out, longer]) == 10
+    assert common_horizon([dies_out, longer]) == 20
+    assert common_horizon([dies_out, kaplan_meier([5], [True])]) == 30
+
+
+def test_figures_of_an_evaluation() -> None:
+    figures = evaluation_figures(
+        [
+            record(10, near_steps=4, recovered_steps=1, task_return=2.0, reward_terms={"task": 2.0}),
+            record(4, "a >= 0", near_steps=2, recovered_steps=2, task_return=4.0, reward_terms={"task": 4.0}),
+            record(6, "b >= 0", task_return=0.0, reward_terms={"task": 0.0}),
+            record(8, "b >= 0", task_return=2.0, reward_terms={"task": 2.0}),
+        ],
+        horizon=10.0,
+    )
+    assert (figures["episodes"], figures["steps"]) == (4, 28)
+    assert (figures["survival"]["survived"], figures["survival"]["share"]) == (1, 0.25)
+    # Without censoring before the end, the median and the mean are those of the sample.
+    assert figures["time_to_violation"] == {"median": 6.0, "restricted_mean": 7.0, "horizon": 10.0}
+    assert figures["violations_per_1k_steps"] == pytest.approx(3000 / 28)
+    assert figures["satisfaction"] == pytest.approx({"a >= 0": 27 / 28, "b >= 0": 26 / 28})
+    assert figures["deaths"] == {"a >= 0": 1, "b >= 0": 2}
+    assert figures["recovery_rate"] == 0.5
+    assert figures["task_return"]["mean"] == figures["reward_terms"]["task"]["mean"] == 2.0
+
+
+def test_figures_of_training() -> None:
+    # One death every 10 steps for 900 steps, then one in 100.
+    early = [record(10, "a >= 0", timestep=10 * i) for i in range(1, 91)]
+    figures = training_figures([*early, record(50, timestep=950), record(50, "b >= 0", timestep=1000)])
+    assert figures == {
+        "timesteps": 1000,
+        "episodes": 92,
+        "violations": 91,
+        "violations_per_1k_steps": 91.0,
+        "violations_per_1k_steps_in_last_tenth": 10.0,
+        "deaths": {"a >= 0": 90, "b >= 0": 1},
+    }
+
+
+def test_a_constraint_that_killed_nobody() -> None:
+    assert training_figures([record(10, "a >= 0", timestep=10)])["deaths"] == {"a >= 0": 1, "b >= 0": 0}
+
+
+def test_a_violation_of_an_unknown_constraint() -> None:
+    unknown = record(10, timestep=10, violated_at=10)
+    assert training_figures([unknown])["violations"] == 1
+    assert training_figures([unknown])["deaths"] is None
+
+
+def test_what_json_does_not_have() -> None:
+    figures = {"a": [math.nan, 1.0], "b": {"c": math.inf, "d": "x", "e": None, "f": True}}
+    clean = {"a": [None, 1.0], "b": {"c": None, "d": "x", "e": None, "f": True}}
+    assert json.loads(json.dumps(without_nan(figures), allow_nan=False)) == clean
