@@ -1,0 +1,1 @@
+"""The models behind the layers. Callbacks train them, layers use them, and they ride in the policy's zip."""

@@ -1,0 +1,121 @@
+"""Ensembles of multilayer perceptrons, evaluated all members at once, in torch and in NumPy."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+Floats = NDArray[np.float32]
+
+#: Standardised inputs are clipped to this, as RND does (Burda et al., 2019).
+CLIP = 5.0
+
+
+class Standardizer(nn.Module):
+    """
+    Shifts and scales inputs to zero mean and unit variance, as measured on the data given to :meth:`update`, and clips
+    them to :data:`CLIP`. Before any data it changes nothing but the clipping.
+
+    :param size: number of inputs
+    """
+
+    mean: torch.Tensor
+    var: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, batch: torch.Tensor) -> None:
+        """
+        Take new data into account (Chan, Golub & LeVeque, 1979).
+
+        :param batch: ``(n, size)``
+        """
+        n = len(batch)
+        var, mean = torch.var_mean(batch, dim=0, correction=0)
+        total = self.count + n
+        delta = mean - self.mean
+        spread = self.var * self.count + var * n + delta.square() * self.count * n / total
+        self.mean += delta * n / total
+        self.var.copy_(spread / total)
+        self.count.copy_(total)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x - self.mean) / (self.var + 1e-4).sqrt()).clamp(-CLIP, CLIP)
+
+
+class EnsembleMLP(nn.Module):
+    """
+    ``e`` perceptrons of the same shape and different weights, ReLU between layers, in one batched product a layer.
+
+    :param members: how many, ``e``
+    :param sizes: of the input, each hidden layer, and the output
+    """
+
+    def __init__(self, members: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.members = members
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(members, *pair)) for pair in pairwise(sizes))
+        self.biases = nn.ParameterList(nn.Parameter(torch.empty(members, 1, size)) for size in sizes[1:])
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            bound = 1.0 / math.sqrt(weight.shape[1])  # as torch.nn.Linear
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        :param x: ``(n, inputs)``, the same for every member, or ``(e, n, inputs)``
+        :return: ``(e, n, outputs)``
+        """
+        if x.dim() == 2:
+            x = x.expand(self.members, *x.shape)
+        last = len(self.weights) - 1
+        for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if depth < last:
+                x = torch.relu(x)
+        return x
+
+
+class NumpyEnsemble:
+    """
+    The same forward pass without torch, whose calls cost more than the arithmetic of a small batch. The arrays are
+    views of the parameters, so that they follow what training does to them in place.
+
+    :param ensemble: on the CPU
+    :param standardizer: of its inputs, if it has one
+    """
+
+    def __init__(self, ensemble: EnsembleMLP, standardizer: Standardizer | None = None) -> None:
+        self._layers = [
+            (weight.detach().numpy(), bias.detach().numpy())
+            for weight, bias in zip(ensemble.weights, ensemble.biases, strict=True)
+        ]
+        self._moments = None
+        if standardizer is not None:
+            self._moments = standardizer.mean.numpy(), standardizer.var.numpy()
+
+    def __call__(self, x: Floats) -> Floats:
+        """
+        :param x: ``(n, inputs)``, or ``(e, n, inputs)``
+        :return: ``(e, n, outputs)``
+        """
+        if self._moments is not None:
+            mean, var = self._moments
+            x = np.clip((x - mean) / np.sqrt(var + np.float32(1e-4)), -CLIP, CLIP)
+        last = len(self._layers) - 1
+        for depth, (weight, bias) in enumerate(self._layers):
+            x = np.matmul(x, weight)
+            x += bias
+            if depth < last:
+                np.maximum(x, 0.0, out=x)
+        return x
