@@ -1,0 +1,194 @@
+"""What every callback that trains a model does: collect transitions, update on a schedule, log, resume."""
+
+import os
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.utils import get_device
+
+from persist_sb3.buffers import Transitions
+from persist_sb3.callbacks.base import PersistCallback
+from persist_sb3.models.base import Model
+from persist_sb3.models.spec import StateSpec
+
+
+class LearningCallback(PersistCallback):
+    """
+    Base of the callbacks that train a model while the agent learns. A subclass sets :attr:`name`, makes its model in
+    :meth:`_make` and updates it in :meth:`_update`; the model is shared with the layers under that name.
+
+    On another device than the CPU the learner is a copy there, and the layers' model follows it after each training;
+    on the CPU they are one.
+
+    :param buffer_size: transitions kept to learn from
+    :param batch_size: transitions in a gradient step
+    :param learning_starts: transitions collected before the first gradient step
+    :param train_freq: steps of the vectorised environment between two trainings
+    :param gradient_steps: gradient steps in each training
+    :param learning_rate: of Adam
+    :param device: where to train: ``"cpu"``, ``"cuda"``, or ``"auto"`` (CUDA if there is one)
+    :param seed: of initial weights and batches. Default: the algorithm's
+    :param log_path: folder for files that the callback writes
+    :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
+    :raises ValueError: if a parameter is out of its range
+    """
+
+    #: Of the shared part, and of what is logged.
+    name: str
+
+    def __init__(
+        self,
+        buffer_size: int = 100_000,
+        batch_size: int = 256,
+        learning_starts: int = 1000,
+        train_freq: int = 4,
+        gradient_steps: int = 1,
+        learning_rate: float = 1e-3,
+        device: str = "cpu",
+        seed: int | None = None,
+        log_path: str | os.PathLike[str] | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(log_path, verbose)
+        for key, value in (
+            ("buffer_size", buffer_size),
+            ("batch_size", batch_size),
+            ("train_freq", train_freq),
+            ("gradient_steps", gradient_steps),
+        ):
+            if value < 1:
+                raise ValueError(f"{key}={value} must be at least 1")
+        if learning_starts < 0:
+            raise ValueError(f"learning_starts={learning_starts} must not be negative")
+        if not learning_rate > 0.0:
+            raise ValueError(f"learning_rate={learning_rate} must be positive")
+        self.buffer_size = buffer_size
+        self.batch_size = batch_size
+        self.learning_starts = learning_starts
+        self.train_freq = train_freq
+        self.gradient_steps = gradient_steps
+        self.learning_rate = learning_rate
+        self.device = device
+        self.seed = seed
+        #: Gradient steps taken, in the whole run.
+        self.updates = 0
+        self._losses: defaultdict[str, list[float]] = defaultdict(list)
+
+    @abstractmethod
+    def _make(self, spec: StateSpec) -> Model:
+        """
+        :param spec: what the model is about
+        :return: a new model; PyTorch's generator is seeded meanwhile
+        """
+
+    @abstractmethod
+    def _update(self, batch: Transitions) -> Mapping[str, float]:
+        """
+        Take one gradient step on :attr:`learner`.
+
+        :param batch: ``(batch_size, ...)``
+        :return: what to log, by name
+        """
+
+    def _parameters(self) -> Iterator[torch.nn.Parameter]:
+        """
+        :return: what the optimiser changes
+        """
+        return self.learner.parameters()
+
+    def _sample(self) -> Transitions:
+        """
+        :return: a batch to learn from
+        """
+        return self.store.sample(self.batch_size, self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: counters, optimiser and random generator
+        """
+        return {
+            "updates": self.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """
+        :param state: what :meth:`state_dict` returned
+        """
+        self.updates = state["updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.bit_generator.state = state["generator"]
+
+    def _on_training_start(self) -> None:
+        self.spec = self._spec()
+        seed = self.model.seed if self.seed is None else self.seed
+        self.generator = np.random.default_rng(seed)
+        with seeded(int(self.generator.integers(2**31))):
+            self.actor = self._make(self.spec)
+        self.state.register(self.name, self.actor, shared=True)
+        device = get_device(self.device)
+        self.learner = self.actor
+        if device.type != "cpu":
+            self.learner = type(self.actor)(self.spec, **self.actor.arguments)
+            self.learner.load_state_dict(self.actor.state_dict())
+            self.learner.to(device)
+        self.optimizer = torch.optim.Adam(self._parameters(), lr=self.learning_rate)
+        self.state.register(f"{self.name}_training", self)
+        self.store.reserve(self.buffer_size)
+        super()._on_training_start()
+
+    def _spec(self) -> StateSpec:
+        observation_space = self.model.observation_space
+        assert isinstance(observation_space, spaces.Space)
+        try:
+            return StateSpec(observation_space, self.model.action_space, self.lookup("viability"))
+        except ValueError as error:
+            raise RuntimeError(f"{type(self).__name__}: {error}") from error
+
+    def _on_step(self) -> bool:
+        self.store.read(self.locals)
+        if self.store.steps % self.train_freq == 0 and len(self.store) >= max(self.learning_starts, 1):
+            for _ in range(self.gradient_steps):
+                for key, value in self._update(self._sample()).items():
+                    self._losses[key].append(value)
+                self.updates += 1
+            self._publish()
+        return super()._on_step()
+
+    def _publish(self) -> None:
+        if self.learner is not self.actor:
+            self.actor.load_state_dict(self.learner.state_dict())
+
+    def _on_rollout_end(self) -> None:
+        for key, values in self._losses.items():
+            if values:
+                self.logger.record(f"persist/{self.name}/{key}", float(np.mean(values)))
+                values.clear()
+
+    def tensor(self, array: Any) -> torch.Tensor:
+        """
+        :param array: anything NumPy makes an array of
+        :return: it in float32, on the learner's device
+        """
+        device = next(self.learner.parameters()).device
+        return torch.as_tensor(np.asarray(array, dtype=np.float32), device=device)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """
+    Seed PyTorch's generators inside, and leave those outside as they were, so that training is the same with and
+    without the model.
+
+    :param seed: of the generators inside
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
