@@ -14,6 +14,9 @@ Floats = NDArray[np.float32]
 #: Standardised inputs are clipped to this, as RND does (Burda et al., 2019).
 CLIP = 5.0
 
+#: Keeps an input that has not varied yet from being blown up when it does.
+VARIANCE_FLOOR = 1e-4
+
 
 class Standardizer(nn.Module):
     """
@@ -50,7 +53,13 @@ class Standardizer(nn.Module):
         self.count.copy_(total)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ((x - self.mean) / (self.var + 1e-4).sqrt()).clamp(-CLIP, CLIP)
+        return ((x - self.mean) / (self.var + VARIANCE_FLOOR).sqrt()).clamp(-CLIP, CLIP)
+
+    def numpy(self) -> "NumpyStandardizer":
+        """
+        :return: the same for NumPy arrays, on views of the moments
+        """
+        return NumpyStandardizer(self)
 
 
 class EnsembleMLP(nn.Module):
@@ -86,36 +95,46 @@ class EnsembleMLP(nn.Module):
         return x
 
 
+class NumpyStandardizer:
+    """
+    The same without torch, whose calls cost more than the arithmetic of a small batch.
+
+    :param standardizer: on the CPU
+    """
+
+    def __init__(self, standardizer: Standardizer) -> None:
+        self._moments = standardizer.mean, standardizer.var
+
+    def __call__(self, x: Floats) -> Floats:
+        """
+        :param x: ``(..., size)``
+        :return: standardised and clipped, ``(..., size)``
+        """
+        mean, var = self._moments
+        scaled: Floats = (x - mean.numpy()) / np.sqrt(var.numpy() + np.float32(VARIANCE_FLOOR))
+        return scaled.clip(-CLIP, CLIP, out=scaled)
+
+
 class NumpyEnsemble:
     """
-    The same forward pass without torch, whose calls cost more than the arithmetic of a small batch. The arrays are
-    views of the parameters, so that they follow what training does to them in place.
+    The forward pass of an :class:`EnsembleMLP` without torch. The arrays are taken from the parameters at each call:
+    views kept from before would not follow when the parameters move into memory that processes share.
 
     :param ensemble: on the CPU
-    :param standardizer: of its inputs, if it has one
     """
 
-    def __init__(self, ensemble: EnsembleMLP, standardizer: Standardizer | None = None) -> None:
-        self._layers = [
-            (weight.detach().numpy(), bias.detach().numpy())
-            for weight, bias in zip(ensemble.weights, ensemble.biases, strict=True)
-        ]
-        self._moments = None
-        if standardizer is not None:
-            self._moments = standardizer.mean.numpy(), standardizer.var.numpy()
+    def __init__(self, ensemble: EnsembleMLP) -> None:
+        self._layers = list(zip(ensemble.weights, ensemble.biases, strict=True))
 
     def __call__(self, x: Floats) -> Floats:
         """
         :param x: ``(n, inputs)``, or ``(e, n, inputs)``
         :return: ``(e, n, outputs)``
         """
-        if self._moments is not None:
-            mean, var = self._moments
-            x = np.clip((x - mean) / np.sqrt(var + np.float32(1e-4)), -CLIP, CLIP)
         last = len(self._layers) - 1
         for depth, (weight, bias) in enumerate(self._layers):
-            x = np.matmul(x, weight)
-            x += bias
+            x = np.matmul(x, weight.detach().numpy())
+            x += bias.detach().numpy()
             if depth < last:
                 np.maximum(x, 0.0, out=x)
         return x

@@ -1,0 +1,127 @@
+"""The viability critic: how far inside its limits an agent can stay for ever, by state and action."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from persist_sb3.models.base import Model
+from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble, Standardizer
+from persist_sb3.models.spec import StateSpec
+
+Floats = NDArray[np.float32]
+
+
+class ViabilityCritic(Model):
+    """
+    ``Q(s, a)``: the least scaled margin (see :meth:`~persist_sb3.viability.ViabilitySet.margins`) that the agent meets
+    from ``s`` on if it takes ``a`` and does its best afterwards, discounted toward the margin at hand: the discounted
+    safety value of Hamilton-Jacobi reachability (Fisac et al., ICRA 2019). It is positive where the agent can stay
+    inside. Every estimate is the least over an ensemble, which keeps errors from being sought out (Fujimoto et al.,
+    ICML 2018).
+
+    Enumerable actions (Discrete, MultiDiscrete, MultiBinary) have one output each. Box actions are inputs, and a
+    deterministic safe actor knows the best one.
+
+    :param spec: the environment's state and actions
+    :param net_arch: sizes of the hidden layers, of the critics and of the actor
+    :param members: critics in the ensemble, ``e``
+    :raises ValueError: if the actions are neither a Box nor few enough to be enumerated
+    """
+
+    def __init__(self, spec: StateSpec, net_arch: Sequence[int] = (128, 128), members: int = 2) -> None:
+        super().__init__(spec, net_arch=list(net_arch), members=members)
+        self.standardizer = Standardizer(spec.state_dim)
+        if spec.continuous:
+            self.critics = EnsembleMLP(members, [spec.state_dim + spec.action_dim, *net_arch, 1])
+            self.actor = EnsembleMLP(1, [spec.state_dim, *net_arch, spec.action_dim])
+            self._fast_actor = NumpyEnsemble(self.actor)
+        else:
+            self.critics = EnsembleMLP(members, [spec.state_dim, *net_arch, len(spec.actions)])
+        self._fast = NumpyEnsemble(self.critics)
+        self._fast_standardizer = self.standardizer.numpy()
+
+    def forward(self, state: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded Box actions, ``(n, A)``; None if actions are enumerated
+        :return: every member's value, of every action if they are enumerated, ``(e, n, k)`` or ``(e, n, 1)``
+        """
+        inputs = self.standardizer(state)
+        if action is not None:
+            inputs = torch.cat([inputs, action], dim=1)
+        values: torch.Tensor = self.critics(inputs)
+        return values
+
+    def safe_action(self, state: torch.Tensor) -> torch.Tensor:
+        """
+        :param state: ``(n, D)``
+        :return: the actor's encoded Box action, ``(n, A)``
+        """
+        action: torch.Tensor = torch.tanh(self.actor(self.standardizer(state))[0])
+        return action
+
+    def values(self, state: Floats) -> Floats:
+        """
+        :param state: ``(n, D)``
+        :return: ``Q(s, a)`` of every enumerable action, the least over the ensemble, ``(n, k)``
+        """
+        values: Floats = self._fast(self._fast_standardizer(state)).min(axis=0)
+        return values
+
+    def action_values(self, state: Floats, action: Floats) -> Floats:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded Box actions, ``(n, A)``
+        :return: ``Q(s, a)``, the least over the ensemble, ``(n,)``
+        """
+        inputs = np.concatenate([self._fast_standardizer(state), action], axis=1)
+        values: Floats = self._fast(inputs).min(axis=0)[:, 0]
+        return values
+
+    def best_action(self, state: Floats) -> NDArray[Any]:
+        """
+        :param state: ``(n, D)``
+        :return: the safest action: an index into ``spec.actions``, ``(n,)``, or an encoded Box action, ``(n, A)``
+        """
+        if self.spec.continuous:
+            return np.tanh(self._fast_actor(self._fast_standardizer(state))[0])
+        return self.values(state).argmax(axis=1)
+
+    def viability(self, state: Floats) -> Floats:
+        """
+        :param state: ``(n, D)``
+        :return: ``V(s)``, the value of the safest action, ``(n,)``
+        """
+        if self.spec.continuous:
+            return self.action_values(state, self.best_action(state))
+        values: Floats = self.values(state).max(axis=1)
+        return values
+
+
+def reachability_target(
+    margin: torch.Tensor, next_value: torch.Tensor, terminal: torch.Tensor, gamma: float
+) -> torch.Tensor:
+    """
+    The discounted safety Bellman backup (Fisac et al., "Bridging Hamilton-Jacobi safety analysis and reinforcement
+    learning", ICRA 2019, equation 7): ``(1 - gamma) g' + gamma min(g', V')``, and ``g'`` where nothing follows.
+
+    :param margin: least scaled margin after the step, ``g'``, ``(n,)``
+    :param next_value: value of the state after it, ``V'``, ``(n,)``
+    :param terminal: the episode ended there by itself, ``(n,)`` bool
+    :param gamma: discount factor, in ``[0, 1)``
+    :return: ``(n,)``
+    """
+    worst = torch.minimum(margin, next_value)
+    return torch.where(terminal, margin, (1.0 - gamma) * margin + gamma * worst)
+
+
+def trainable(critic: ViabilityCritic) -> list[nn.Parameter]:
+    """
+    :param critic: the model
+    :return: the parameters of its critics, without the actor's
+    """
+    return list(critic.critics.parameters())
