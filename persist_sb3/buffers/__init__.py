@@ -1,0 +1,5 @@
+"""What the learner sees, and what models learn from."""
+
+from persist_sb3.buffers.transitions import Transitions, TransitionStore
+
+__all__ = ["TransitionStore", "Transitions"]
