@@ -1,5 +1,16 @@
 """What the learner sees, and what models learn from."""
 
+from persist_sb3.buffers.replay import (
+    ExecutedActionDictReplayBuffer,
+    ExecutedActionNStepReplayBuffer,
+    ExecutedActionReplayBuffer,
+)
 from persist_sb3.buffers.transitions import Transitions, TransitionStore
 
-__all__ = ["TransitionStore", "Transitions"]
+__all__ = [
+    "ExecutedActionDictReplayBuffer",
+    "ExecutedActionNStepReplayBuffer",
+    "ExecutedActionReplayBuffer",
+    "TransitionStore",
+    "Transitions",
+]
