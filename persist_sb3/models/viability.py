@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from persist_sb3.models.base import Model
 from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble, Standardizer
@@ -23,7 +22,10 @@ class ViabilityCritic(Model):
     inside. Every estimate is the least over an ensemble, which keeps errors from being sought out (Fujimoto et al.,
     ICML 2018).
 
-    Enumerable actions (Discrete, MultiDiscrete, MultiBinary) have one output each. Box actions are inputs, and a
+    Beside it stands ``Q_j(s, a)`` for each constraint ``j``: the least of its own margins that is met when the actions
+    are those best for ``Q``. It decides nothing, and tells which constraint is in danger.
+
+    Enumerable actions (Discrete, MultiDiscrete, MultiBinary) have outputs of their own. Box actions are inputs, and a
     deterministic safe actor knows the best one.
 
     :param spec: the environment's state and actions
@@ -32,15 +34,21 @@ class ViabilityCritic(Model):
     :raises ValueError: if the actions are neither a Box nor few enough to be enumerated
     """
 
+    updates: torch.Tensor
+
     def __init__(self, spec: StateSpec, net_arch: Sequence[int] = (128, 128), members: int = 2) -> None:
         super().__init__(spec, net_arch=list(net_arch), members=members)
+        #: ``Q`` and each ``Q_j``, ``1 + m``.
+        self.heads = 1 + len(spec.viability.constraints)
         self.standardizer = Standardizer(spec.state_dim)
         if spec.continuous:
-            self.critics = EnsembleMLP(members, [spec.state_dim + spec.action_dim, *net_arch, 1])
+            self.critics = EnsembleMLP(members, [spec.state_dim + spec.action_dim, *net_arch, self.heads])
             self.actor = EnsembleMLP(1, [spec.state_dim, *net_arch, spec.action_dim])
             self._fast_actor = NumpyEnsemble(self.actor)
         else:
-            self.critics = EnsembleMLP(members, [spec.state_dim, *net_arch, len(spec.actions)])
+            self.critics = EnsembleMLP(members, [spec.state_dim, *net_arch, len(spec.actions) * self.heads])
+        #: Gradient steps taken.
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._fast = NumpyEnsemble(self.critics)
         self._fast_standardizer = self.standardizer.numpy()
 
@@ -48,13 +56,14 @@ class ViabilityCritic(Model):
         """
         :param state: ``(n, D)``
         :param action: encoded Box actions, ``(n, A)``; None if actions are enumerated
-        :return: every member's value, of every action if they are enumerated, ``(e, n, k)`` or ``(e, n, 1)``
+        :return: every member's ``Q`` and ``Q_j``, of every action if they are enumerated, ``(e, n, k, 1 + m)``, else
+            with ``k = 1``
         """
         inputs = self.standardizer(state)
         if action is not None:
             inputs = torch.cat([inputs, action], dim=1)
         values: torch.Tensor = self.critics(inputs)
-        return values
+        return values.unflatten(2, (-1, self.heads))
 
     def safe_action(self, state: torch.Tensor) -> torch.Tensor:
         """
@@ -67,19 +76,19 @@ class ViabilityCritic(Model):
     def values(self, state: Floats) -> Floats:
         """
         :param state: ``(n, D)``
-        :return: ``Q(s, a)`` of every enumerable action, the least over the ensemble, ``(n, k)``
+        :return: ``Q`` and each ``Q_j`` of every enumerable action, the least over the ensemble, ``(n, k, 1 + m)``
         """
-        values: Floats = self._fast(self._fast_standardizer(state)).min(axis=0)
-        return values
+        values = self._fast(self._fast_standardizer(state)).min(axis=0)
+        return values.reshape(len(state), -1, self.heads)
 
     def action_values(self, state: Floats, action: Floats) -> Floats:
         """
         :param state: ``(n, D)``
         :param action: encoded Box actions, ``(n, A)``
-        :return: ``Q(s, a)``, the least over the ensemble, ``(n,)``
+        :return: ``Q`` and each ``Q_j``, the least over the ensemble, ``(n, 1 + m)``
         """
         inputs = np.concatenate([self._fast_standardizer(state), action], axis=1)
-        values: Floats = self._fast(inputs).min(axis=0)[:, 0]
+        values: Floats = self._fast(inputs).min(axis=0)
         return values
 
     def best_action(self, state: Floats) -> NDArray[Any]:
@@ -89,7 +98,7 @@ class ViabilityCritic(Model):
         """
         if self.spec.continuous:
             return np.tanh(self._fast_actor(self._fast_standardizer(state))[0])
-        return self.values(state).argmax(axis=1)
+        return self.values(state)[:, :, 0].argmax(axis=1)
 
     def viability(self, state: Floats) -> Floats:
         """
@@ -97,8 +106,8 @@ class ViabilityCritic(Model):
         :return: ``V(s)``, the value of the safest action, ``(n,)``
         """
         if self.spec.continuous:
-            return self.action_values(state, self.best_action(state))
-        values: Floats = self.values(state).max(axis=1)
+            return self.action_values(state, self.best_action(state))[:, 0]
+        values: Floats = self.values(state)[:, :, 0].max(axis=1)
         return values
 
 
@@ -109,19 +118,11 @@ def reachability_target(
     The discounted safety Bellman backup (Fisac et al., "Bridging Hamilton-Jacobi safety analysis and reinforcement
     learning", ICRA 2019, equation 7): ``(1 - gamma) g' + gamma min(g', V')``, and ``g'`` where nothing follows.
 
-    :param margin: least scaled margin after the step, ``g'``, ``(n,)``
-    :param next_value: value of the state after it, ``V'``, ``(n,)``
-    :param terminal: the episode ended there by itself, ``(n,)`` bool
+    :param margin: scaled margins after the step, ``g'``, ``(n, ...)``
+    :param next_value: values of the state after it, ``V'``, ``(n, ...)``
+    :param terminal: the episode ended there by itself, bool, broadcast to the others
     :param gamma: discount factor, in ``[0, 1)``
-    :return: ``(n,)``
+    :return: ``(n, ...)``
     """
     worst = torch.minimum(margin, next_value)
     return torch.where(terminal, margin, (1.0 - gamma) * margin + gamma * worst)
-
-
-def trainable(critic: ViabilityCritic) -> list[nn.Parameter]:
-    """
-    :param critic: the model
-    :return: the parameters of its critics, without the actor's
-    """
-    return list(critic.critics.parameters())

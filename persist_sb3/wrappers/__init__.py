@@ -21,6 +21,12 @@ Example::
 """
 
 from persist_sb3._doors import refuse_root_import
+from persist_sb3.wrappers.action_shield import (
+    ActionShield,
+    ShieldError,
+    VecActionShield,
+    VectorActionShield,
+)
 from persist_sb3.wrappers.homeostat_reward import (
     HomeostatReward,
     VecHomeostatReward,
@@ -39,13 +45,17 @@ from persist_sb3.wrappers.partial_observation import (
 )
 
 __all__ = [
+    "ActionShield",
     "HomeostatReward",
     "InternalState",
     "NonFiniteError",
     "PartialObservation",
+    "ShieldError",
+    "VecActionShield",
     "VecHomeostatReward",
     "VecInternalState",
     "VecPartialObservation",
+    "VectorActionShield",
     "VectorHomeostatReward",
     "VectorInternalState",
     "VectorPartialObservation",

@@ -1,0 +1,141 @@
+"""The shield over actions that can be counted: Discrete, MultiDiscrete and MultiBinary."""
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from persist_sb3.models.spec import StateSpec
+from persist_sb3.models.viability import ViabilityCritic
+from persist_sb3.shield.decision import NONE, Decision, Verdict
+
+Floats = NDArray[np.float32]
+Correction = Literal["project", "replace", "mask"]
+
+
+class Verifier(Protocol):
+    """Looks closer at actions that the critic is unsure about."""
+
+    def __call__(self, state: Floats, action: NDArray[Any]) -> Verdict:
+        """
+        :param state: ``(r, D)``
+        :param action: encoded, ``(r, A)``
+        :return: ``r`` rows
+        """
+
+
+class EnumeratedShield:
+    """
+    Lets an action pass if the viability critic values it at ``threshold`` or more; where the value lies within
+    ``band`` of the threshold and there is a verifier, the verifier decides. An action that does not pass is replaced:
+
+    - ``"project"``: by the passing action that changes the fewest components of it, the safest of those;
+    - ``"replace"``: by the safest action of all;
+    - ``"mask"``: as in ``"project"``, but an algorithm that asks :meth:`permitted` first proposes no such action.
+
+    If no action passes, the safest is taken.
+
+    :param spec: the environment's state and actions
+    :param critic: values the actions
+    :param threshold: least value of an action that passes, in scaled margins
+    :param correction: what replaces an action that does not pass
+    :param verifier: decides about actions within the band
+    :param band: half-width of the band about the threshold, in scaled margins
+    """
+
+    def __init__(
+        self,
+        spec: StateSpec,
+        critic: ViabilityCritic,
+        threshold: float,
+        correction: Correction = "project",
+        verifier: Verifier | None = None,
+        band: float = 0.1,
+    ) -> None:
+        self._spec = spec
+        self._critic = critic
+        self.threshold = threshold
+        self._correction = correction
+        self._verifier = verifier
+        self._band = band
+        self._encoded = spec.encode_action(spec.actions)
+        codes = spec.actions.reshape(len(spec.actions), -1)
+        self._changes = (codes[:, None] != codes[None]).sum(axis=2)
+
+    def permitted(self, state: Floats) -> NDArray[np.bool_]:
+        """
+        :param state: ``(n, D)``
+        :return: which actions pass; where none does, the safest alone, ``(n, k)``
+        """
+        n, k = len(state), len(self._encoded)
+        verdict = self._judge(state, np.repeat(np.arange(n), k), np.tile(np.arange(k), n), self._critic.values(state))
+        safe, score = verdict.safe.reshape(n, k), verdict.score.reshape(n, k)
+        none = np.logical_not(safe.any(axis=1))
+        safe[none, score[none].argmax(axis=1)] = True
+        return safe
+
+    def decide(self, state: Floats, action: NDArray[Any]) -> Decision:
+        """
+        :param state: ``(n, D)``
+        :param action: proposed, ``(n, ...)``
+        :return: what to do instead, where something must be done
+        """
+        n, k = len(state), len(self._encoded)
+        values = self._critic.values(state)
+        index = self._spec.index(action)
+        proposed = self._judge(state, np.arange(n), index, values)
+        refused = np.flatnonzero(~proposed.safe)
+        if not len(refused):
+            nothing = np.zeros(n, dtype=bool)
+            return Decision(action, action, nothing, nothing, proposed, proposed)
+
+        others = self._judge(state, np.repeat(refused, k), np.tile(np.arange(k), len(refused)), values)
+        safe, score = others.safe.reshape(-1, k), others.score.reshape(-1, k)
+        lost = np.logical_not(safe.any(axis=1))
+        order = score if self._correction == "replace" else self._nearness(index[refused], safe, score)
+        order = np.where(lost[:, None], score, order)
+        best = order.argmax(axis=1)
+        executed = proposed.take(slice(None))
+        executed.put(refused, others.take(np.arange(len(refused)) * k + best))
+        changed = index.copy()
+        changed[refused] = best
+        infeasible = np.zeros(n, dtype=bool)
+        infeasible[refused] = lost
+        chosen = self._spec.actions[changed].astype(action.dtype)
+        return Decision(action, chosen, changed != index, infeasible, proposed, executed)
+
+    def _nearness(self, index: NDArray[np.intp], safe: NDArray[np.bool_], score: Floats) -> Floats:
+        """
+        :param index: of the refused actions, ``(r,)``
+        :param safe: which actions pass, ``(r, k)``
+        :param score: of all actions, ``(r, k)``
+        :return: greatest for the safest of the nearest actions that pass, ``(r, k)``
+        """
+        # A score counts for less than one changed component.
+        spread = score / (1.0 + np.abs(score).max())
+        order: Floats = np.where(safe, 0.4 * spread - self._changes[index], -np.inf).astype(np.float32)
+        return order
+
+    def _judge(self, state: Floats, row: NDArray[np.intp], index: NDArray[np.intp], values: Floats) -> Verdict:
+        """
+        :param state: ``(n, D)``
+        :param row: which state each action belongs to, ``(r,)``
+        :param index: which action it is, ``(r,)``
+        :param values: of every action, overall and by constraint, ``(n, k, 1 + m)``
+        :return: ``r`` rows
+        """
+        score, margins = values[row, index, 0], values[row, index, 1:]
+        constraint = margins.argmin(axis=1)
+        verdict = Verdict(
+            safe=score >= self.threshold,
+            score=score,
+            p_safe=np.full(len(row), np.nan, dtype=np.float32),
+            constraint=constraint,
+            margin=margins.min(axis=1),
+            step=np.full(len(row), NONE, dtype=np.intp),
+        )
+        if self._verifier is not None:
+            unsure = np.flatnonzero(np.abs(score - self.threshold) < self._band)
+            if len(unsure):
+                verdict.put(unsure, self._verifier(state[row[unsure]], self._encoded[index[unsure]]))
+        return verdict
