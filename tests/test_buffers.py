@@ -1,5 +1,6 @@
 """The transition store says of every algorithm what its environments know to have happened."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from stable_baselines3.common.callbacks import EveryNTimesteps
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from persist_sb3.batch import add_batch_axis, take, tree_map
-from persist_sb3.buffers import Transitions, TransitionStore
+from persist_sb3.buffers import Transitions, TransitionStore, concatenate
 from persist_sb3.callbacks import PersistCallback
 
 ON_POLICY: list[Any] = [PPO, A2C, TRPO, MaskablePPO, RecurrentPPO]
@@ -230,6 +231,90 @@ def test_nothing_to_sample() -> None:
         TransitionStore().sample(1, np.random.default_rng(0))
     with pytest.raises(ValueError, match="capacity=-1 must not be negative"):
         TransitionStore().reserve(-1)
+
+
+def test_recall_counts_back_from_the_newest() -> None:
+    _, env = make_ledgers(nested=True)
+    model, small, large = make_model(PPO, env), Reader(capacity=6), Reader(capacity=14)
+    model.learn(16, callback=small, reset_num_timesteps=False)
+    for capacity in (6, 14):
+        everything = [key for step in small.steps for key in keys(step)]
+        store = small.store
+        assert store.written == len(everything)
+        assert (store.capacity, len(store)) == (capacity, capacity)
+        recalled = store.recall(np.arange(len(store)))
+        assert keys(recalled) == everything[::-1][:capacity]
+        model.learn(16, callback=[small, large], reset_num_timesteps=False)
+
+
+# --- demonstrations
+
+
+def record(n: int = 2, steps: int = 24, **kwargs: Any) -> Transitions:
+    """Transitions of another run."""
+    _, env = make_ledgers(n, **kwargs)
+    reader = Reader()
+    make_model(PPO, env).learn(steps, callback=reader)
+    return concatenate(reader.steps)
+
+
+def test_demonstrations_are_kept_beside_the_ring_for_good() -> None:
+    first, second = record(nested=True), record(nested=True, steps=16)
+    model, reader = make_model(PPO, make_ledgers(nested=True)[1]), Reader(capacity=10)
+    model.learn(16, callback=reader)
+    generator = np.random.default_rng(0)
+    for demonstrations in (first, second, first):
+        reader.store.preload(demonstrations)
+    assert reader.store.demonstrated == len(first) + len(second)
+    model.learn(64, callback=reader, reset_num_timesteps=False)
+    experienced = {key for step in reader.steps[-5:] for key in keys(step)}
+    for share in (0.0, 0.25, 1.0):
+        batch = reader.store.sample(800, generator, demonstration_share=share)
+        drawn = keys(batch)
+        assert len(drawn) == 800
+        shown = int(800 * share)
+        assert set(drawn[: 800 - shown]) == (experienced if share < 1 else set())
+        assert set(drawn[800 - shown :]) == (set(keys(first)) | set(keys(second)) if share else set())
+
+
+def test_demonstrations_of_other_layers_lack_their_reward_terms() -> None:
+    demonstrations = replace(record(nested=True), terms={"old": np.ones(24)})
+    model, reader = make_model(PPO, make_ledgers(nested=True)[1]), Reader(capacity=10)
+    model.learn(16, callback=reader)
+    reader.store.preload(demonstrations)
+    terms = reader.store.sample(4, np.random.default_rng(0), 0.5).terms
+    assert terms.keys() == {"task", "more", "old"}
+    np.testing.assert_array_equal(np.isnan(terms["task"]), [False, False, True, True])
+    np.testing.assert_array_equal(np.isnan(terms["old"]), [True, True, False, False])
+
+
+def test_demonstrations_before_the_first_step() -> None:
+    demonstrations, store = record(), TransitionStore()
+    with pytest.raises(RuntimeError, match=r"call attach\(model\) before preload"):
+        store.preload(demonstrations)
+    reader = Reader()
+    make_model(PPO, make_ledgers()[1]).learn(8, callback=reader)
+    reader.store.preload(demonstrations)
+    assert len(reader.store.sample(5, np.random.default_rng(0), demonstration_share=1.0)) == 5
+    with pytest.raises(RuntimeError, match="no transition is kept"):
+        reader.store.sample(5, np.random.default_rng(0), demonstration_share=0.5)
+    with pytest.raises(ValueError, match=r"demonstration_share=1.5 must be in \[0, 1\]"):
+        reader.store.sample(5, np.random.default_rng(0), demonstration_share=1.5)
+
+
+def test_demonstrations_must_be_of_the_same_environment() -> None:
+    reader = Reader()
+    make_model(PPO, make_ledgers()[1]).learn(8, callback=reader)
+    with pytest.raises(RuntimeError, match=r"demonstration_share=0.1, but there are no demonstrations"):
+        reader.store.sample(5, np.random.default_rng(0), demonstration_share=0.1)
+    for other, what in ((record(nested=True), "observation"), (record(continuous=True), "action")):
+        with pytest.raises(TypeError, match=rf"the demonstrations' {what} is .*, but that of the environments is"):
+            reader.store.preload(other)
+    other = record()
+    other = replace(other, internal=other.internal[:, :1], next_internal=other.next_internal[:, :1])
+    with pytest.raises(TypeError, match=r"internal state is \(1,\), but that of the environments is \(2,\)"):
+        reader.store.preload(other)
+    assert reader.store.demonstrated == 0
 
 
 # --- what is missing

@@ -5,7 +5,7 @@ from persist_sb3.buffers.replay import (
     ExecutedActionNStepReplayBuffer,
     ExecutedActionReplayBuffer,
 )
-from persist_sb3.buffers.transitions import Transitions, TransitionStore
+from persist_sb3.buffers.transitions import Transitions, TransitionStore, concatenate
 
 __all__ = [
     "ExecutedActionDictReplayBuffer",
@@ -13,4 +13,5 @@ __all__ = [
     "ExecutedActionReplayBuffer",
     "TransitionStore",
     "Transitions",
+    "concatenate",
 ]

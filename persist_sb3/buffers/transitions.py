@@ -1,7 +1,7 @@
 """What happened in the environments, read from SB3 once a step and kept for the models that learn from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +56,27 @@ class Transitions:
 _FIELDS = tuple(field.name for field in fields(Transitions))
 
 
+def as_batch(transitions: Transitions) -> dict[str, Batch]:
+    """
+    :param transitions: ``n`` of them
+    :return: their columns by name, without copying
+    """
+    return {name: getattr(transitions, name) for name in _FIELDS}
+
+
+def concatenate(parts: Sequence[Transitions]) -> Transitions:
+    """
+    :param parts: of the same environment, though perhaps of other layers
+    :return: all rows, in this order; a reward term that a part does not report is NaN there
+    """
+    names = dict.fromkeys(name for part in parts for name in part.terms)
+    columns = [
+        {**as_batch(part), "terms": {name: part.terms.get(name, np.full(len(part), np.nan)) for name in names}}
+        for part in parts
+    ]
+    return Transitions(**tree_map(lambda *leaves: np.concatenate(leaves), *columns))
+
+
 def _column(infos: Sequence[Info], key: str, slots: Sequence[int] | None = None) -> list[Any]:
     """
     :param infos: one an environment
@@ -77,16 +98,21 @@ def _column(infos: Sequence[Info], key: str, slots: Sequence[int] | None = None)
 class TransitionStore:
     """
     The transitions of one algorithm, shared by all of its callbacks: whoever asks first in a step reads them from SB3,
-    and everyone gets the same. The last ``capacity`` are kept in a ring, once a callback has asked for that.
+    and everyone gets the same. The last ``capacity`` are kept in a ring, once a callback has asked for that. Those of
+    demonstrations are kept beside the ring, for good.
     """
 
     def __init__(self) -> None:
         #: Steps (of all environments at once) read since the environments were last reset as a whole.
         self.steps = 0
         self.capacity = 0
+        #: Transitions written to the ring so far, those included that it has forgotten.
+        self.written = 0
         self._memory: Batch = None
         self._position = 0
         self._size = 0
+        self._demonstrations: list[Transitions] = []
+        self._demonstrated: Batch = None
         self._env: VecEnv | None = None
         self._now = 0
         self._last_obs: Batch = None
@@ -211,7 +237,8 @@ class TransitionStore:
             self._write(kept)
 
     def _remember(self, transitions: Transitions) -> None:
-        self._write({name: getattr(transitions, name) for name in _FIELDS})
+        self._write(as_batch(transitions))
+        self.written += len(transitions)
 
     def _write(self, rows: Batch) -> None:
         count = len(rows["reward"])
@@ -223,16 +250,63 @@ class TransitionStore:
         self._position = (self._position + count) % self.capacity
         self._size = min(self._size + count, self.capacity)
 
-    def sample(self, batch_size: int, generator: np.random.Generator) -> Transitions:
+    def preload(self, demonstrations: Transitions) -> None:
+        """
+        Keep transitions from before, beside the ring and for good. Preloading the same ones again changes nothing, so
+        every callback may ask for those that it needs.
+
+        :param demonstrations: of an environment with these observations, actions and internal variables, ``(n, ...)``;
+            their rewards are those of the layers that they were recorded with
+        :raises RuntimeError: before :meth:`attach`
+        :raises TypeError: if they are of another environment
+        """
+        if self._env is None:
+            raise RuntimeError("the store does not know its environments yet: call attach(model) before preload")
+        seen = _as_seen(demonstrations, self._observation, self._internal, self._env)
+        if not any(_same(known, seen) for known in self._demonstrations):
+            self._demonstrations.append(seen)
+            self._demonstrated = as_batch(concatenate(self._demonstrations))
+
+    @property
+    def demonstrated(self) -> int:
+        """Number of transitions preloaded."""
+        return 0 if self._demonstrated is None else len(self._demonstrated["reward"])
+
+    def sample(self, batch_size: int, generator: np.random.Generator, demonstration_share: float = 0.0) -> Transitions:
         """
         :param batch_size: how many, ``b``
         :param generator: decides which
+        :param demonstration_share: part of the batch that is drawn from the preloaded transitions, in ``[0, 1]``, and
+            comes last; with 1 nothing need have been experienced yet
         :return: transitions drawn uniformly, with replacement, ``(b, ...)``
-        :raises RuntimeError: if nothing has been kept yet
+        :raises ValueError: if the share is out of its range
+        :raises RuntimeError: if nothing has been kept, or preloaded, that could be drawn
         """
-        if not self._size:
-            raise RuntimeError("no transition is kept: call reserve(capacity) first, and sample after a step")
-        return Transitions(**take(self._memory, generator.integers(self._size, size=batch_size)))
+        shown = self._shown(batch_size, demonstration_share)
+        parts = []
+        if shown < batch_size or not shown:
+            if not self._size:
+                raise RuntimeError("no transition is kept: call reserve(capacity) first, and sample after a step")
+            rows = generator.integers(self._size, size=batch_size - shown)
+            parts.append(Transitions(**take(self._memory, rows)))
+        if shown:
+            rows = generator.integers(self.demonstrated, size=shown)
+            parts.append(Transitions(**take(self._demonstrated, rows)))
+        return parts[0] if len(parts) == 1 else concatenate(parts)
+
+    def _shown(self, batch_size: int, share: float) -> int:
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"demonstration_share={share} must be in [0, 1]")
+        if share and not self.demonstrated:
+            raise RuntimeError(f"demonstration_share={share}, but there are no demonstrations: call preload first")
+        return round(share * batch_size)
+
+    def recall(self, ages: NDArray[np.intp]) -> Transitions:
+        """
+        :param ages: how many transitions were written after the one that is meant, each below ``len(self)``, ``(b,)``
+        :return: those transitions, ``(b, ...)``
+        """
+        return Transitions(**take(self._memory, (self._position - 1 - ages) % self.capacity))
 
     def __len__(self) -> int:
         """Number of transitions kept."""
@@ -261,3 +335,49 @@ def _terms(infos: Sequence[Info]) -> dict[str, NDArray[np.float64]]:
             "wrapped in the same layers"
         ) from error
     return dict(zip(names, np.array(rows, dtype=np.float64).T, strict=True))
+
+
+def _same(one: Transitions, other: Transitions) -> bool:
+    """
+    :param one: transitions
+    :param other: others
+    :return: whether they are the same rows, as far as their rewards and internal variables tell
+    """
+    columns = ("reward", "internal", "next_internal")
+    return all(np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in columns)
+
+
+def _as_seen(
+    demonstrations: Transitions, observation: Batch, internal: NDArray[np.float64], env: VecEnv
+) -> Transitions:
+    """
+    :param demonstrations: transitions from before
+    :param observation: what the environments show now, ``(n, ...)``
+    :param internal: their internal variables, ``(n, d)``
+    :param env: the environments
+    :return: the same in the environments' own number formats
+    :raises TypeError: if they are of another environment
+    """
+
+    def matched(name: str, rows: Batch, like: Batch) -> Batch:
+        if _shapes(rows) != _shapes(like):
+            raise TypeError(
+                f"the demonstrations' {name} is {_shapes(rows)}, but that of the environments is {_shapes(like)}: "
+                "record them with the layers around the environment that it is trained with"
+            )
+        return tree_map(lambda leaf, own: leaf.astype(own.dtype, casting="same_kind", copy=False), rows, like)
+
+    action = np.zeros((1, *(env.action_space.shape or ())), env.action_space.dtype)
+    return replace(
+        demonstrations,
+        observation=matched("observation", demonstrations.observation, observation),
+        next_observation=matched("observation", demonstrations.next_observation, observation),
+        action=matched("action", demonstrations.action, action),
+        executed_action=matched("action", demonstrations.executed_action, action),
+        internal=matched("internal state", demonstrations.internal, internal),
+        next_internal=matched("internal state", demonstrations.next_internal, internal),
+    )
+
+
+def _shapes(batch: Batch) -> Any:
+    return tree_map(lambda leaf: leaf.shape[1:], batch)
