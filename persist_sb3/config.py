@@ -257,9 +257,9 @@ class PersistConfig(_Section):
         """
         if self.viability.shield is not None:
             raise RuntimeError("viability.shield: this version has no shield yet; remove the key to train without one")
-        if self.rewards.intrinsic != "none":
+        if self.rewards.intrinsic not in ("none", "rnd"):
             raise RuntimeError(
-                f"rewards.intrinsic={self.rewards.intrinsic!r}: this version has no intrinsic reward yet; set it to "
+                f"rewards.intrinsic={self.rewards.intrinsic!r}: this version has only 'rnd'; name that, or set it to "
                 "'none' and lambda_intr to 0"
             )
         state, rewards = self.internal_state, self.rewards
@@ -285,6 +285,8 @@ class PersistConfig(_Section):
         layers = [("InternalState", internal)]
         if rewards.lambda_homeo > 0.0:
             layers.append(("HomeostatReward", homeostat))
+        if rewards.intrinsic == "rnd":
+            layers.append(("RNDBonus", {"weight": rewards.lambda_intr}))
         return [(name, {key: value for key, value in kwargs.items() if value is not None}) for name, kwargs in layers]
 
     def wrap(self, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
@@ -316,7 +318,8 @@ class PersistConfig(_Section):
         return [getattr(callbacks, name)() for name in self._callback_names()]
 
     def _callback_names(self) -> list[str]:
-        return ["MetricsCallback"]
+        intrinsic = ["RNDCallback"] if self.rewards.intrinsic == "rnd" else []
+        return [*intrinsic, "MetricsCallback"]
 
     def zoo_entry(self) -> dict[str, Any]:
         """

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
@@ -118,6 +119,28 @@ class ObservationEntry:
         if isinstance(observation, dict):
             return {**observation, keys[0]: inner}
         return tuple(inner if index == keys[0] else part for index, part in enumerate(observation))
+
+    def columns(self, space: spaces.Space[Any]) -> list[int]:
+        """
+        :param space: the observation's space
+        :return: where the entry is in the flattened observation: one column, or those of its one-hot code
+        """
+        offset = 0
+        for key in self.keys:
+            parts: Any = space.spaces  # type: ignore[attr-defined]
+            for name, part in parts.items() if isinstance(space, spaces.Dict) else enumerate(parts):
+                if name == key:
+                    space = part
+                    break
+                offset += spaces.flatdim(part)
+        if isinstance(space, spaces.Discrete):
+            return list(range(offset, offset + int(space.n)))
+        place = int(np.ravel_multi_index(self.index, space.shape or ())) if self.index else 0
+        if isinstance(space, spaces.MultiDiscrete):
+            sizes = space.nvec.reshape(-1)
+            offset += int(sizes[:place].sum())
+            return list(range(offset, offset + int(sizes[place])))
+        return [offset + place]
 
     def bounds(self, space: spaces.Space[Any]) -> tuple[float, float]:
         """

@@ -12,7 +12,6 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.utils import get_device
 
-from persist_sb3.buffers import Transitions
 from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.models.base import Model
 from persist_sb3.models.spec import StateSpec
@@ -26,7 +25,7 @@ class LearningCallback(PersistCallback):
     On another device than the CPU the learner is a copy there, and the layers' model follows it after each training;
     on the CPU they are one.
 
-    :param buffer_size: transitions kept to learn from
+    :param buffer_size: transitions kept to learn from; 0 for a subclass that keeps its own
     :param batch_size: transitions in a gradient step
     :param learning_starts: transitions collected before the first gradient step
     :param train_freq: steps of the vectorised environment between two trainings
@@ -56,16 +55,12 @@ class LearningCallback(PersistCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(log_path, verbose)
-        for key, value in (
-            ("buffer_size", buffer_size),
-            ("batch_size", batch_size),
-            ("train_freq", train_freq),
-            ("gradient_steps", gradient_steps),
-        ):
+        for key, value in (("batch_size", batch_size), ("train_freq", train_freq), ("gradient_steps", gradient_steps)):
             if value < 1:
                 raise ValueError(f"{key}={value} must be at least 1")
-        if learning_starts < 0:
-            raise ValueError(f"learning_starts={learning_starts} must not be negative")
+        for key, value in (("buffer_size", buffer_size), ("learning_starts", learning_starts)):
+            if value < 0:
+                raise ValueError(f"{key}={value} must not be negative")
         if not learning_rate > 0.0:
             raise ValueError(f"learning_rate={learning_rate} must be positive")
         self.buffer_size = buffer_size
@@ -88,11 +83,11 @@ class LearningCallback(PersistCallback):
         """
 
     @abstractmethod
-    def _update(self, batch: Transitions) -> Mapping[str, float]:
+    def _update(self, batch: Any) -> Mapping[str, float]:
         """
         Take one gradient step on :attr:`learner`.
 
-        :param batch: ``(batch_size, ...)``
+        :param batch: what :meth:`_sample` returned
         :return: what to log, by name
         """
 
@@ -102,9 +97,15 @@ class LearningCallback(PersistCallback):
         """
         return self.learner.parameters()
 
-    def _sample(self) -> Transitions:
+    def _due(self) -> bool:
         """
-        :return: a batch to learn from
+        :return: whether to train now
+        """
+        return self.store.steps % self.train_freq == 0 and len(self.store) >= max(self.learning_starts, 1)
+
+    def _sample(self) -> Any:
+        """
+        :return: a batch to learn from: transitions, unless a subclass learns from something else
         """
         return self.store.sample(self.batch_size, self.generator)
 
@@ -154,7 +155,7 @@ class LearningCallback(PersistCallback):
 
     def _on_step(self) -> bool:
         self.store.read(self.locals)
-        if self.store.steps % self.train_freq == 0 and len(self.store) >= max(self.learning_starts, 1):
+        if self._due():
             for _ in range(self.gradient_steps):
                 for key, value in self._update(self._sample()).items():
                     self._losses[key].append(value)

@@ -43,6 +43,7 @@ from persist_sb3.wrappers.partial_observation import (
     VecPartialObservation,
     VectorPartialObservation,
 )
+from persist_sb3.wrappers.rnd_bonus import RNDBonus, VecRNDBonus, VectorRNDBonus
 
 __all__ = [
     "ActionShield",
@@ -50,15 +51,18 @@ __all__ = [
     "InternalState",
     "NonFiniteError",
     "PartialObservation",
+    "RNDBonus",
     "ShieldError",
     "VecActionShield",
     "VecHomeostatReward",
     "VecInternalState",
     "VecPartialObservation",
+    "VecRNDBonus",
     "VectorActionShield",
     "VectorHomeostatReward",
     "VectorInternalState",
     "VectorPartialObservation",
+    "VectorRNDBonus",
 ]
 
 refuse_root_import(__name__)

@@ -163,6 +163,8 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
 
     def __init__(self, venv: VecEnv, **kwargs: Any) -> None:
         layer = self.layer_type(**kwargs)
+        #: The layer's parameters.
+        self.kwargs = kwargs
         self._attach(layer, venv.num_envs, venv, venv.observation_space, venv.action_space)
         VecEnvWrapper.__init__(self, venv, layer.observation_space, layer.action_space)
         self._step.live = np.ones(self.num_envs, dtype=bool)

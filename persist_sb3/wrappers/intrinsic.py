@@ -1,0 +1,76 @@
+"""What every layer that adds an intrinsic reward does with it."""
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from persist_sb3.infos import Infos, MissingInfoError
+from persist_sb3.wrappers.internal_state import NonFiniteError
+from persist_sb3.wrappers.layer import Layer, Lookup, Step
+
+TERM = "intrinsic"
+
+
+class BonusLayer(Layer):
+    """
+    Base of the layers that add ``weight * bonus`` to the reward and report it as ``info["reward_terms"]["intrinsic"]``;
+    where several lie around one environment their bonuses add up there. The bonus is part of the reward of its own
+    step, so it enters returns, advantages and replay buffers as the task reward does.
+
+    :param weight: ``lambda_I``, at least 0
+    :raises ValueError: if it is out of its range
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        if not (np.isfinite(weight) and weight >= 0.0):
+            raise ValueError(f"weight={weight} must be a finite number, at least 0")
+        self.weight = weight
+
+    def attach(
+        self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
+    ) -> None:
+        super().attach(num_envs, observation_space, action_space, lookup)
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._alone: bool | None = None
+
+    @abstractmethod
+    def bonus(self, step: Step) -> NDArray[np.float64]:
+        """
+        :param step: the transition
+        :return: what it is worth, before :attr:`weight`, ``(n,)``; ignored where ``live`` is False
+        """
+
+    def begin(self, slots: NDArray[np.intp], observation: Any, infos: Infos) -> None:
+        self._steps[slots] = 0
+
+    def after(self, step: Step) -> NDArray[np.float64]:
+        self._steps += 1
+        bonus = self.weight * self.bonus(step)
+        if not step.live.all():
+            bonus = np.where(step.live, bonus, 0.0)
+        if not np.isfinite(bonus).all():
+            slot = int(np.argmin(np.isfinite(bonus)))
+            raise NonFiniteError(
+                f"the intrinsic reward ({type(self).__name__}) of environment {slot} is {bonus[slot]} at step "
+                f"{self._steps[slot]} of its episode: either what the environment returned there is not finite "
+                "(InternalState checks that unless check_finite=False), or the model behind the bonus has diverged: "
+                "lower its learning_rate"
+            )
+        step.infos.publish("reward_terms", self.everyone, bonus + self._below(step.infos), TERM)
+        return step.reward + bonus
+
+    def _below(self, infos: Infos) -> NDArray[np.float64] | float:
+        """
+        :param infos: of the step
+        :return: the intrinsic reward that other layers have added already
+        """
+        if self._alone is None:
+            try:
+                infos.column(("reward_terms", TERM), self.everyone)
+                self._alone = False
+            except MissingInfoError:
+                self._alone = True
+        return 0.0 if self._alone else infos.column(("reward_terms", TERM), self.everyone)

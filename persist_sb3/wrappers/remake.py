@@ -1,0 +1,44 @@
+"""A second copy of the environments that an agent trains in."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+from gymnasium.envs.registration import WrapperSpec
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
+
+from persist_sb3.wrappers.adapters import VecLayerWrapper
+
+
+def remake(venv: VecEnv) -> VecEnv | None:
+    """
+    Make one more of these environments, with random streams of its own, in the same wrappers: for what must be tried
+    without disturbing the training. Monitors, and a ``VecNormalize`` on the outside, are left out.
+
+    :param venv: vectorised environments
+    :return: one environment; None if one of them was not made by ``gymnasium.make``, or is in a wrapper of which
+        nobody knows the parameters
+    """
+    return _remake(venv.venv if isinstance(venv, VecNormalize) else venv)
+
+
+def _remake(venv: VecEnv) -> VecEnv | None:
+    if isinstance(venv, VecMonitor):
+        return _remake(venv.venv)
+    if isinstance(venv, VecLayerWrapper):
+        inner = _remake(venv.venv)
+        return None if inner is None else type(venv)(inner, **venv.kwargs)
+    if isinstance(venv, VecEnvWrapper) or not venv.has_attr("spec"):
+        return None
+    spec = venv.get_attr("spec", indices=0)[0]
+    if spec is None:
+        return None
+    wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if not _is_monitor(wrapper))
+    if any(wrapper.kwargs is None for wrapper in wrappers):
+        return None
+    copy = replace(spec, additional_wrappers=wrappers)
+    return DummyVecEnv([lambda: gym.make(copy)])
+
+
+def _is_monitor(wrapper: WrapperSpec) -> bool:
+    return wrapper.entry_point == f"{Monitor.__module__}:{Monitor.__qualname__}"
