@@ -1,5 +1,6 @@
 """What the learner sees, and what models learn from."""
 
+from persist_sb3.buffers.demonstrations import DemonstrationError, Demonstrations
 from persist_sb3.buffers.replay import (
     ExecutedActionDictReplayBuffer,
     ExecutedActionNStepReplayBuffer,
@@ -8,6 +9,8 @@ from persist_sb3.buffers.replay import (
 from persist_sb3.buffers.transitions import Transitions, TransitionStore, concatenate
 
 __all__ = [
+    "DemonstrationError",
+    "Demonstrations",
     "ExecutedActionDictReplayBuffer",
     "ExecutedActionNStepReplayBuffer",
     "ExecutedActionReplayBuffer",
