@@ -1,6 +1,7 @@
 """What the learner sees, and what models learn from."""
 
 from persist_sb3.buffers.demonstrations import DemonstrationError, Demonstrations
+from persist_sb3.buffers.near_boundary import NearBoundaryBuffer
 from persist_sb3.buffers.replay import (
     ExecutedActionDictReplayBuffer,
     ExecutedActionNStepReplayBuffer,
@@ -14,6 +15,7 @@ __all__ = [
     "ExecutedActionDictReplayBuffer",
     "ExecutedActionNStepReplayBuffer",
     "ExecutedActionReplayBuffer",
+    "NearBoundaryBuffer",
     "TransitionStore",
     "Transitions",
     "concatenate",
