@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
@@ -47,7 +47,7 @@ class Streams:
         :param count: draws each
         :return: uniform in ``[0, 1)``, ``(k, count)``
         """
-        steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+        steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
         bits = splitmix64(self._counter[slots, None] + steps)
         self._counter[slots] += steps[-1]
         return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
