@@ -91,6 +91,17 @@ class ViabilityCritic(Model):
         values: Floats = self._fast(inputs).min(axis=0)
         return values
 
+    def action_slopes(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded Box actions, ``(n, A)``
+        :return: ``Q``, the least over the ensemble, ``(n,)``, and its gradient by the action, ``(n, A)``
+        """
+        inputs = torch.as_tensor(action).requires_grad_()
+        values = self(torch.as_tensor(state), inputs)[:, :, 0, 0].min(dim=0).values
+        (slopes,) = torch.autograd.grad(values.sum(), inputs)
+        return values.detach().numpy(), slopes.numpy()
+
     def best_action(self, state: Floats) -> NDArray[Any]:
         """
         :param state: ``(n, D)``

@@ -30,6 +30,23 @@ class Verdict:
     margin: NDArray[np.float32]
     step: NDArray[np.intp]
 
+    @classmethod
+    def by_critic(cls, values: NDArray[np.float32], threshold: float) -> "Verdict":
+        """
+        :param values: the viability critic's, overall and by constraint, ``(r, 1 + m)``
+        :param threshold: least value of an action that passes
+        :return: what it says alone, ``r`` rows
+        """
+        score, margins = values[:, 0], values[:, 1:]
+        return cls(
+            safe=score >= threshold,
+            score=score,
+            p_safe=np.full(len(values), np.nan, dtype=np.float32),
+            constraint=margins.argmin(axis=1),
+            margin=margins.min(axis=1),
+            step=np.full(len(values), NONE, dtype=np.intp),
+        )
+
     def put(self, rows: NDArray[np.intp], other: "Verdict") -> None:
         """
         :param rows: which rows to replace, ``(k,)``

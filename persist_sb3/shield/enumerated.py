@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
-from persist_sb3.shield.decision import NONE, Decision, Verdict
+from persist_sb3.shield.decision import Decision, Verdict
 
 Floats = NDArray[np.float32]
 Correction = Literal["project", "replace", "mask"]
@@ -95,7 +95,7 @@ class EnumeratedShield:
         order = score if self._correction == "replace" else self._nearness(index[refused], safe, score)
         order = np.where(lost[:, None], score, order)
         best = order.argmax(axis=1)
-        executed = proposed.take(slice(None))
+        executed = proposed.take(np.arange(n))
         executed.put(refused, others.take(np.arange(len(refused)) * k + best))
         changed = index.copy()
         changed[refused] = best
@@ -124,18 +124,9 @@ class EnumeratedShield:
         :param values: of every action, overall and by constraint, ``(n, k, 1 + m)``
         :return: ``r`` rows
         """
-        score, margins = values[row, index, 0], values[row, index, 1:]
-        constraint = margins.argmin(axis=1)
-        verdict = Verdict(
-            safe=score >= self.threshold,
-            score=score,
-            p_safe=np.full(len(row), np.nan, dtype=np.float32),
-            constraint=constraint,
-            margin=margins.min(axis=1),
-            step=np.full(len(row), NONE, dtype=np.intp),
-        )
+        verdict = Verdict.by_critic(values[row, index], self.threshold)
         if self._verifier is not None:
-            unsure = np.flatnonzero(np.abs(score - self.threshold) < self._band)
+            unsure = np.flatnonzero(np.abs(verdict.score - self.threshold) < self._band)
             if len(unsure):
                 verdict.put(unsure, self._verifier(state[row[unsure]], self._encoded[index[unsure]]))
         return verdict

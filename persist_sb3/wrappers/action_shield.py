@@ -1,6 +1,7 @@
 """Keeps actions from being executed that would take the internal variables outside their limits."""
 
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from persist_sb3.infos import Infos
 from persist_sb3.models.base import rebuild
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
-from persist_sb3.shield import Correction, Decision, EnumeratedShield
+from persist_sb3.shield import BoxShield, Correction, Decision, EnumeratedShield, Projection
 from persist_sb3.state import last_loaded
+from persist_sb3.streams import Streams
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
 
@@ -28,8 +30,8 @@ class ActionShieldLayer(Layer):
     """
     Judges each proposed action with the models that callbacks train (:class:`~persist_sb3.callbacks.ViabilityCallback`
     at least), and executes the nearest safe one where it does not pass; see
-    :class:`~persist_sb3.shield.EnumeratedShield`. It must be the outermost layer that changes observations, since the
-    models learn from what the policy sees.
+    :class:`~persist_sb3.shield.EnumeratedShield`, and :class:`~persist_sb3.shield.BoxShield` for Box actions. It must
+    be the outermost layer that changes observations, since the models learn from what the policy sees.
 
     At every step it publishes ``info["intervened"]``. Where the action was changed, or none passed,
     ``info["executed_action"]`` and ``info["shield"]`` tell what was done and why: the ``proposed`` action; ``value``
@@ -44,6 +46,8 @@ class ActionShieldLayer(Layer):
 
     :param threshold: least value of an action that passes, in scaled margins (1 at the setpoint, 0 at a limit)
     :param correction: what replaces an action that does not pass: ``"project"``, ``"replace"`` or ``"mask"``
+    :param projection: how the nearest safe Box action is looked for: ``"cem"``, or ``"gradient"``, which is the
+        better one from about four components on
     :param intervention_penalty: subtracted from the reward where an action was changed
     :param min_updates: gradient steps of the critic before it is trusted
     :param fallback: an action known to be safe. It is executed while the shield waits, and where a model fails.
@@ -58,11 +62,14 @@ class ActionShieldLayer(Layer):
         intervention_penalty: float = 0.0,
         min_updates: int = 500,
         fallback: int | Sequence[float] | None = None,
+        projection: Projection = "cem",
     ) -> None:
         if not np.isfinite(threshold):
             raise ValueError(f"threshold={threshold} must be finite; margins are 1 at the setpoint and 0 at a limit")
         if correction not in ("project", "replace", "mask"):
             raise ValueError(f"correction={correction!r} must be 'project', 'replace' or 'mask'")
+        if projection not in ("cem", "gradient"):
+            raise ValueError(f"projection={projection!r} must be 'cem' or 'gradient'")
         if not (np.isfinite(intervention_penalty) and intervention_penalty >= 0.0):
             raise ValueError(f"intervention_penalty={intervention_penalty} must be a finite number, at least 0")
         if min_updates < 0:
@@ -72,6 +79,7 @@ class ActionShieldLayer(Layer):
         self.intervention_penalty = intervention_penalty
         self.min_updates = min_updates
         self._fallback = fallback
+        self.projection: Projection = projection
 
     def attach(
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
@@ -81,19 +89,25 @@ class ActionShieldLayer(Layer):
             self.spec = StateSpec(observation_space, action_space, lookup("viability"))
         except ValueError as error:
             raise RuntimeError(f"ActionShield: {error}") from error
+        if self.spec.continuous and self.correction == "mask":
+            raise RuntimeError(f"correction='mask' cannot mask {action_space}: use 'project' or 'replace'")
+        self._streams = Streams(num_envs, salt=zlib.crc32(type(self).__name__.encode()))
         self.fallback: NDArray[Any] | None = None
         if self._fallback is not None:
             self.fallback = np.array(self._fallback, dtype=action_space.dtype)
             if not action_space.contains(self.fallback if self.fallback.shape else self.fallback[()]):
                 raise RuntimeError(f"fallback={self._fallback!r} is not in the action space {action_space}")
         self._critic: ViabilityCritic | None = None
-        self._shield: EnumeratedShield | None = None
+        self._shield: EnumeratedShield | BoxShield | None = None
         self._bound = self._warned = False
         self._observation: Batch = None
         self._x = np.zeros((num_envs, self.spec.internal_dim))
         self._state: Floats | None = None
         self._decision: Decision | None = None
         self._nobody = self._intervened = np.zeros(num_envs, dtype=bool)
+
+    def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
+        self._streams.seed(slots, seeds)
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         self._bound = True
@@ -103,7 +117,10 @@ class ActionShieldLayer(Layer):
 
     def _use(self, critic: ViabilityCritic) -> None:
         self._critic = critic
-        self._shield = EnumeratedShield(self.spec, critic, self.threshold, self.correction)
+        if self.spec.continuous:
+            self._shield = BoxShield(self.spec, critic, self.threshold, self._streams, self.correction, self.projection)
+        else:
+            self._shield = EnumeratedShield(self.spec, critic, self.threshold, self.correction)
 
     def _find_models(self) -> None:
         """
@@ -144,7 +161,7 @@ class ActionShieldLayer(Layer):
         """
         if not self.ready:
             return np.ones((self.num_envs, len(self.spec.actions)), dtype=bool)
-        assert self._shield is not None
+        assert isinstance(self._shield, EnumeratedShield)
         return self._shield.permitted(self._encoded())
 
     def _encoded(self) -> Floats:
@@ -226,7 +243,7 @@ class VecActionShield(VecLayerWrapper):
     layer: ActionShieldLayer
 
     def has_attr(self, attr_name: str) -> bool:
-        return attr_name == "action_masks" or super().has_attr(attr_name)
+        return (attr_name == "action_masks" and not self.layer.spec.continuous) or super().has_attr(attr_name)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
