@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = ("train", "enjoy", "report")
+COMMANDS = ("train", "enjoy", "report", "demonstrate")
 
 
 def main() -> None:
