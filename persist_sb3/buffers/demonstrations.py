@@ -115,7 +115,7 @@ class Demonstrations:
                 columns = {name: _gather(part, arrays) for name, part in header["layout"].items()}
                 dims = tuple(header["dims"])
                 transitions = Transitions(**columns)
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise DemonstrationError(f"{path} holds no demonstrations, or is damaged ({error})") from error
