@@ -15,19 +15,17 @@ Floats = NDArray[np.float32]
 class Noise(Protocol):
     """What imagination needs of a random generator. ``numpy.random.Generator`` has it, and so has :class:`Draws`."""
 
-    def random(self, size: Any = ..., dtype: Any = ..., out: None = ...) -> Any:
+    def random(self, size: Any, dtype: Any = ..., /) -> Any:
         """
         :param size: of the result, rows in front
         :param dtype: of the result
-        :param out: not used
         :return: uniform in ``[0, 1)``
         """
 
-    def standard_normal(self, size: Any = ..., dtype: Any = ..., out: None = ...) -> Any:
+    def standard_normal(self, size: Any, dtype: Any = ..., /) -> Any:
         """
         :param size: of the result, rows in front
         :param dtype: of the result
-        :param out: not used
         :return: standard normal
         """
 
@@ -69,22 +67,20 @@ class Draws:
         self._counter += steps[-1]
         return bits.view(np.uint32)[:, :count]
 
-    def random(self, size: int | Sequence[int], dtype: Any = np.float32, out: None = None) -> NDArray[Any]:
+    def random(self, size: int | Sequence[int], dtype: Any = np.float32) -> NDArray[Any]:
         """
         :param size: of the result, rows in front
         :param dtype: of the result
-        :param out: not used
         :return: uniform in ``[0, 1)``, in steps of ``2**-24``
         """
         count = _width(size)
         uniform = (self._halves(size, count) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
         return uniform.reshape(size).astype(dtype, copy=False)
 
-    def standard_normal(self, size: int | Sequence[int], dtype: Any = np.float32, out: None = None) -> NDArray[Any]:
+    def standard_normal(self, size: int | Sequence[int], dtype: Any = np.float32) -> NDArray[Any]:
         """
         :param size: of the result, rows in front
         :param dtype: of the result
-        :param out: not used
         :return: standard normal (Box & Muller, 1958), in single precision
         """
         count = _width(size)

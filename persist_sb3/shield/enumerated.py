@@ -14,7 +14,7 @@ Correction = Literal["project", "replace", "mask"]
 
 
 class Verifier(Protocol):
-    """Looks closer at actions that the critic is unsure about."""
+    """Judges actions by more than the critic's value."""
 
     def __call__(self, state: Floats, action: NDArray[Any]) -> Verdict:
         """
@@ -27,7 +27,8 @@ class Verifier(Protocol):
 class EnumeratedShield:
     """
     Lets an action pass if the viability critic values it at ``threshold`` or more; where the value lies within
-    ``band`` of the threshold and there is a verifier, the verifier decides. An action that does not pass is replaced:
+    ``band`` of the threshold and there is a verifier, the verifier decides. Without a critic it always does. An action
+    that does not pass is replaced:
 
     - ``"project"``: by the passing action that changes the fewest components of it, the safest of those;
     - ``"replace"``: by the safest action of all;
@@ -36,7 +37,7 @@ class EnumeratedShield:
     If no action passes, the safest is taken.
 
     :param spec: the environment's state and actions
-    :param critic: values the actions
+    :param critic: values the actions; None if the verifier judges them all
     :param threshold: least value of an action that passes, in scaled margins
     :param correction: what replaces an action that does not pass
     :param verifier: decides about actions within the band
@@ -46,7 +47,7 @@ class EnumeratedShield:
     def __init__(
         self,
         spec: StateSpec,
-        critic: ViabilityCritic,
+        critic: ViabilityCritic | None,
         threshold: float,
         correction: Correction = "project",
         verifier: Verifier | None = None,
@@ -65,13 +66,15 @@ class EnumeratedShield:
     def permitted(self, state: Floats) -> NDArray[np.bool_]:
         """
         :param state: ``(n, D)``
-        :return: which actions pass; where none does, the safest alone, ``(n, k)``
+        :return: which actions pass; where none does, the safest alone, and where nothing is known because a model
+            failed, none, ``(n, k)``
         """
         n, k = len(state), len(self._encoded)
-        verdict = self._judge(state, np.repeat(np.arange(n), k), np.tile(np.arange(k), n), self._critic.values(state))
+        verdict = self._judge(state, np.repeat(np.arange(n), k), np.tile(np.arange(k), n), self._values(state))
         safe, score = verdict.safe.reshape(n, k), verdict.score.reshape(n, k)
         none = np.logical_not(safe.any(axis=1))
-        safe[none, score[none].argmax(axis=1)] = True
+        safest = score[none].argmax(axis=1)
+        safe[none, safest] = np.isfinite(score[none, safest])
         return safe
 
     def decide(self, state: Floats, action: NDArray[Any]) -> Decision:
@@ -81,7 +84,7 @@ class EnumeratedShield:
         :return: what to do instead, where something must be done
         """
         n, k = len(state), len(self._encoded)
-        values = self._critic.values(state)
+        values = self._values(state)
         index = self._spec.index(action)
         proposed = self._judge(state, np.arange(n), index, values)
         refused = np.flatnonzero(~proposed.safe)
@@ -112,18 +115,24 @@ class EnumeratedShield:
         :return: greatest for the safest of the nearest actions that pass, ``(r, k)``
         """
         # A score counts for less than one changed component.
-        spread = score / (1.0 + np.abs(score).max())
+        spread = score / (1.0 + np.abs(score).max(axis=1, keepdims=True, where=safe, initial=0.0))
         order: Floats = np.where(safe, 0.4 * spread - self._changes[index], -np.inf).astype(np.float32)
         return order
 
-    def _judge(self, state: Floats, row: NDArray[np.intp], index: NDArray[np.intp], values: Floats) -> Verdict:
+    def _values(self, state: Floats) -> Floats | None:
+        return None if self._critic is None else self._critic.values(state)
+
+    def _judge(self, state: Floats, row: NDArray[np.intp], index: NDArray[np.intp], values: Floats | None) -> Verdict:
         """
         :param state: ``(n, D)``
         :param row: which state each action belongs to, ``(r,)``
         :param index: which action it is, ``(r,)``
-        :param values: of every action, overall and by constraint, ``(n, k, 1 + m)``
+        :param values: the critic's, of every action, overall and by constraint, ``(n, k, 1 + m)``
         :return: ``r`` rows
         """
+        if values is None:
+            assert self._verifier is not None
+            return self._verifier(state[row], self._encoded[index])
         verdict = Verdict.by_critic(values[row, index], self.threshold)
         if self._verifier is not None:
             unsure = np.flatnonzero(np.abs(verdict.score - self.threshold) < self._band)
