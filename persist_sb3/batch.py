@@ -100,3 +100,26 @@ def flatten(space: spaces.Space[Any], batch: Batch) -> NDArray[Any]:
         f"{type(space).__name__} observations have no fixed size and cannot be flattened: wrap the environment so that "
         "it returns a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
     )
+
+
+def unflatten(space: spaces.Space[Any], flat: NDArray[Any]) -> Batch:
+    """
+    The reverse of :func:`flatten`; a one-hot code need not be exact, its greatest entry counts.
+
+    :param space: space of one environment, of a fixed size
+    :param flat: ``(n, spaces.flatdim(space))``
+    :return: ``(n, ...)``
+    """
+    if isinstance(space, spaces.Discrete):
+        return (flat.argmax(axis=1) + space.start).astype(space.dtype)
+    if isinstance(space, spaces.MultiDiscrete):
+        codes = np.split(flat, np.cumsum(space.nvec.reshape(-1))[:-1], axis=1)
+        values = np.stack([code.argmax(axis=1) for code in codes], axis=1)
+        return (values.reshape(-1, *space.shape) + space.start).astype(space.dtype)
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        inner = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        parts = np.split(flat, np.cumsum([spaces.flatdim(part) for part in inner])[:-1], axis=1)
+        batches = [unflatten(part, columns) for part, columns in zip(inner, parts, strict=True)]
+        return dict(zip(space.spaces, batches, strict=True)) if isinstance(space, spaces.Dict) else tuple(batches)
+    rounded = np.rint(flat) if np.issubdtype(space.dtype, np.integer) else flat
+    return rounded.reshape(-1, *(space.shape or ())).astype(space.dtype)

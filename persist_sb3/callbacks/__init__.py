@@ -2,10 +2,20 @@
 
 from persist_sb3._doors import refuse_root_import
 from persist_sb3.callbacks.base import PersistCallback, bind_all
+from persist_sb3.callbacks.internal_model import InternalModelCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
 from persist_sb3.callbacks.viability import ViabilityCallback
+from persist_sb3.callbacks.world_model import WorldModelCallback
 
-__all__ = ["MetricsCallback", "PersistCallback", "RNDCallback", "ViabilityCallback", "bind_all"]
+__all__ = [
+    "InternalModelCallback",
+    "MetricsCallback",
+    "PersistCallback",
+    "RNDCallback",
+    "ViabilityCallback",
+    "WorldModelCallback",
+    "bind_all",
+]
 
 refuse_root_import(__name__)
