@@ -39,7 +39,7 @@ class Verdict:
         """
         score, margins = values[:, 0], values[:, 1:]
         return cls(
-            safe=score >= threshold,
+            safe=(score >= threshold) & np.isfinite(score),
             score=score,
             p_safe=np.full(len(values), np.nan, dtype=np.float32),
             constraint=margins.argmin(axis=1),

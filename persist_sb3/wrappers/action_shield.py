@@ -33,13 +33,13 @@ class ActionShieldLayer(Layer):
     :class:`~persist_sb3.shield.EnumeratedShield`, and :class:`~persist_sb3.shield.BoxShield` for Box actions. It must
     be the outermost layer that changes observations, since the models learn from what the policy sees.
 
-    At every step it publishes ``info["intervened"]``. Where the action was changed, or none passed,
+    At every step it publishes ``info["intervened"]``. Where the action was changed, none passed, or a model failed,
     ``info["executed_action"]`` and ``info["shield"]`` tell what was done and why: the ``proposed`` action; ``value``
     (what the critic gives the proposed action) and ``executed_value``, in scaled margins; ``p_safe`` and
     ``executed_p_safe`` (NaN where only the critic was asked); ``constraint`` (index of the one in danger), the
     ``margin`` that it was foreseen to be left with and the ``step`` at which it was foreseen broken (-1: not known);
-    ``infeasible`` (no action passed: the safest was taken). In actions that can be enumerated, ``action_masks()`` tells
-    which pass.
+    ``infeasible`` (no action passed: the safest was taken); ``failed`` (a model answered with something that is not a
+    number: ``fallback`` was executed). In actions that can be enumerated, ``action_masks()`` tells which pass.
 
     Until the critic has taken ``min_updates`` gradient steps the shield waits. In a replay it takes the models that
     were loaded with the policy.
@@ -99,12 +99,13 @@ class ActionShieldLayer(Layer):
                 raise RuntimeError(f"fallback={self._fallback!r} is not in the action space {action_space}")
         self._critic: ViabilityCritic | None = None
         self._shield: EnumeratedShield | BoxShield | None = None
-        self._bound = self._warned = False
+        self._bound = self._warned = self._warned_of_failure = False
         self._observation: Batch = None
         self._x = np.zeros((num_envs, self.spec.internal_dim))
         self._state: Floats | None = None
         self._decision: Decision | None = None
-        self._nobody = self._intervened = np.zeros(num_envs, dtype=bool)
+        self._nobody = self._intervened = self._failed = np.zeros(num_envs, dtype=bool)
+        self._time = np.zeros(num_envs, dtype=np.intp)
 
     def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
         self._streams.seed(slots, seeds)
@@ -156,13 +157,36 @@ class ActionShieldLayer(Layer):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """
-        :return: which actions pass; where none does, the safest alone, ``(n, k)``
+        :return: which actions pass; where none does, the safest alone, and where the fallback is to be executed, that
+            alone, ``(n, k)``
         :raises ShieldError: if a model fails, and there is no ``fallback``
         """
         if not self.ready:
-            return np.ones((self.num_envs, len(self.spec.actions)), dtype=bool)
+            masks = np.full((self.num_envs, len(self.spec.actions)), self.fallback is None)
+            if self.fallback is not None:
+                masks[:, self.spec.index(self.fallback[None])] = True
+            return masks
         assert isinstance(self._shield, EnumeratedShield)
-        return self._shield.permitted(self._encoded())
+        masks = self._shield.permitted(self._encoded())
+        failed = ~masks.any(axis=1)
+        if failed.any():
+            masks[failed, self.spec.index(self._fall_back(failed)[:1])] = True
+        return masks
+
+    def _fall_back(self, failed: NDArray[np.bool_]) -> NDArray[Any]:
+        """
+        :param failed: where a model failed, ``(n,)``
+        :return: the fallback there, ``(k, ...)``
+        :raises ShieldError: if there is none
+        """
+        where = ", ".join(f"environment {slot} at step {self._time[slot]}" for slot in np.flatnonzero(failed))
+        problem = f"ActionShield: a model answered with something that is not a finite number, in {where}"
+        if self.fallback is None:
+            raise ShieldError(f"{problem}. ActionShield(fallback=...) names an action to be executed instead")
+        if not self._warned_of_failure:
+            self._warned_of_failure = True
+            warnings.warn(f"{problem}: the fallback is executed there, and wherever it happens again", stacklevel=2)
+        return np.broadcast_to(self.fallback, (np.count_nonzero(failed), *self.fallback.shape))
 
     def _encoded(self) -> Floats:
         if self._state is None:
@@ -175,19 +199,23 @@ class ActionShieldLayer(Layer):
         self._observation = observation
         self._x = with_rows(self._x, slots, infos.column(("internal",), slots))
         self._state = None
+        self._time[slots] = 0
 
     def act(self, action: Batch) -> Batch:
-        self._decision = None
+        self._decision, self._failed, self._intervened = None, self._nobody, self._nobody
+        executed = action
         if self.ready:
             assert self._shield is not None
             self._decision = self._shield.decide(self._encoded(), action)
-            self._intervened = self._decision.intervened
-            return self._decision.action
-        if self.fallback is None:
-            self._intervened = self._nobody
-            return action
-        executed = np.broadcast_to(self.fallback, action.shape)
-        self._intervened = (executed != action).reshape(self.num_envs, -1).any(axis=1)
+            executed, self._intervened = self._decision.action, self._decision.intervened
+            self._failed = ~np.isfinite(self._decision.executed.score)
+            if not self._failed.any():
+                return executed
+            executed = with_rows(executed, np.flatnonzero(self._failed), self._fall_back(self._failed))
+        elif self.fallback is not None:
+            executed = np.broadcast_to(self.fallback, action.shape)
+        if executed is not action:
+            self._intervened = (executed != action).reshape(self.num_envs, -1).any(axis=1)
         return executed
 
     def after(self, step: Step) -> NDArray[np.float64]:
@@ -195,15 +223,19 @@ class ActionShieldLayer(Layer):
         self._observation = step.next_observation
         self._x = infos.column(("internal",), self.everyone)
         self._state = None
-        infos.publish("intervened", self.everyone, self._intervened)
-        changed = np.flatnonzero(self._intervened)
+        self._time += 1
+        intervened = self._intervened & step.live
+        infos.publish("intervened", self.everyone, intervened)
+        changed = np.flatnonzero(intervened)
         if len(changed):
             infos.publish("executed_action", changed, step.action[changed])
-            if self._decision is not None:
-                self._explain(self._decision, changed, infos)
+        if self._decision is not None:
+            told = np.flatnonzero((self._intervened | self._decision.infeasible | self._failed) & step.live)
+            if len(told):
+                self._explain(self._decision, told, infos)
         if not self.intervention_penalty:
             return step.reward
-        penalty = self.intervention_penalty * (self._intervened & step.live)
+        penalty = self.intervention_penalty * intervened
         infos.publish("reward_terms", self.everyone, -penalty, "intervention")
         return step.reward - penalty
 
@@ -219,6 +251,7 @@ class ActionShieldLayer(Layer):
             ("margin", proposed.margin),
             ("step", proposed.step),
             ("infeasible", decision.infeasible[slots]),
+            ("failed", self._failed[slots]),
         ):
             infos.publish("shield", slots, values, name)
 
