@@ -135,6 +135,7 @@ class DynamicsCallback(LearningCallback):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learner.ensemble.parameters(), MAX_GRAD_NORM)
         self.optimizer.step()
+        self.learner.updates += 1
         return {"loss": float(loss.detach()) / self.members}
 
     def _on_rollout_end(self) -> None:

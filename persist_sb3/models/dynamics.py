@@ -76,6 +76,8 @@ class DynamicsModel(Model):
     :raises ValueError: if ``members`` is below 1
     """
 
+    updates: torch.Tensor
+
     def __init__(
         self, spec: StateSpec, part: slice, heads: Heads, net_arch: Sequence[int], members: int, **arguments: Any
     ) -> None:
@@ -88,6 +90,8 @@ class DynamicsModel(Model):
         self.standardizer = Standardizer(spec.state_dim)
         self.change = Standardizer(len(heads.numeric))
         self.ensemble = EnsembleMLP(members, [spec.state_dim + spec.action_dim, *net_arch, heads.outputs])
+        #: Gradient steps taken.
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._fast = NumpyEnsemble(self.ensemble)
         self._fast_standardizer = self.standardizer.numpy()
         cuts = np.cumsum([len(heads.numeric), len(heads.numeric), len(heads.one_hot)])
