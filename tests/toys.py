@@ -102,3 +102,52 @@ class BatteryEnv(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return np.full(4, 0.5, dtype=np.float32), 0.0, False, False, self._info()
+
+
+class Wall(gym.Env[Any, Any]):
+    """
+    A double integrator before a wall: a unit mass is pushed with a force of at most 1 and must stay at a position of at
+    most 1. It can brake within ``v ** 2 / 2``, so ``p + max(v, 0) ** 2 / 2 <= 1`` is the largest set in which it can be
+    kept. Between two steps the force is constant, and the motion exact. The reward is the velocity: it pays to go fast
+    at the wall.
+
+    :param dt: time between two steps
+    :param horizon: steps after which an episode is cut off
+    :param anywhere: whether episodes begin where the wall can no longer be avoided, too
+    """
+
+    LOW, HIGH = np.array([-1.5, -1.5]), np.array([1.0, 1.5])
+
+    def __init__(self, dt: float = 0.1, horizon: int = 60, anywhere: bool = False) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
+        self.dt = dt
+        self.horizon = horizon
+        self.anywhere = anywhere
+
+    @staticmethod
+    def reach(x: Any) -> Any:
+        """How far a mass at ``x = (position, velocity)``, ``(..., 2)``, still goes if it brakes as hard as it can."""
+        return x[..., 0] + np.maximum(x[..., 1], 0.0) ** 2 / 2.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        self.x = self.np_random.uniform(self.LOW, self.HIGH)
+        while not self.anywhere and self.reach(self.x) > 0.8:
+            self.x = self.np_random.uniform(self.LOW, self.HIGH)
+        return self.x.astype(np.float32), {"internal": self.x.copy()}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        force = float(np.clip(action[0], -1.0, 1.0))
+        position, velocity = self.x
+        self.x = np.array([position + velocity * self.dt + force * self.dt**2 / 2.0, velocity + force * self.dt])
+        reward = float(self.x[1])
+        return (
+            self.x.astype(np.float32),
+            reward,
+            bool(self.x[0] > 1.0),
+            self.time >= self.horizon,
+            {"internal": self.x.copy()},
+        )

@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from persist_sb3.buffers import Transitions
+from persist_sb3.buffers import Demonstrations, Transitions
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic, reachability_target
+
+#: Of the soft maximum that conservatism lowers, in scaled margins: by how much an action that was not demonstrated is
+#: to fall behind, about.
+TEMPERATURE = 0.1
+
+#: Box actions that stand for all that were not demonstrated.
+ALTERNATIVES = 10
 
 
 class ViabilityCallback(LearningCallback):
@@ -20,10 +28,24 @@ class ViabilityCallback(LearningCallback):
     it, by the discounted safety Bellman backup of Hamilton-Jacobi reachability, with a slowly following target
     ensemble. Logs under ``persist/viability/``: ``loss``, ``value`` (mean over the batch).
 
+    With demonstrations it is first trained on those, and then on a share of them in every batch. They show no harm, so
+    where they are all that is known, actions unlike the demonstrated ones are valued less (conservative Q-learning,
+    Kumar et al., NeurIPS 2020): the agent begins by keeping to what was shown.
+
+    Box actions are encoded in ``[-1, 1]``, and a deterministic safe actor learns the safest one, as in TD3 (Fujimoto et
+    al., ICML 2018): it climbs the slowly following critics, and the backup smooths the value over a little noise on
+    what its own slow follower does.
+
     :param gamma: discount factor: the backup looks about ``1 / (1 - gamma)`` steps ahead
     :param tau: share by which the target moves toward the critic at each gradient step
     :param net_arch: sizes of the hidden layers
     :param members: critics in the ensemble
+    :param target_noise: standard deviation of that noise, clipped at 2.5 of them, in half-ranges of the action
+    :param demonstrations: safe episodes, or the file of :meth:`Demonstrations.save
+        <persist_sb3.buffers.Demonstrations.save>` that holds them
+    :param demonstration_share: part of each batch that is drawn from them
+    :param pretrain_steps: gradient steps on them before the first step of the agent
+    :param conservatism: weight of valuing less what they do not show
     :param buffer_size: transitions kept to learn from
     :param batch_size: transitions in a gradient step
     :param learning_starts: transitions collected before the first gradient step
@@ -47,6 +69,11 @@ class ViabilityCallback(LearningCallback):
         tau: float = 0.01,
         net_arch: Sequence[int] = (128, 128),
         members: int = 2,
+        target_noise: float = 0.1,
+        demonstrations: Demonstrations | str | os.PathLike[str] | None = None,
+        demonstration_share: float = 0.25,
+        pretrain_steps: int = 2000,
+        conservatism: float = 1.0,
         buffer_size: int = 300_000,
         batch_size: int = 256,
         learning_starts: int = 1000,
@@ -74,10 +101,43 @@ class ViabilityCallback(LearningCallback):
             raise ValueError(f"gamma={gamma} must be in [0, 1): the backup contracts only if it is below 1")
         if not 0.0 < tau <= 1.0:
             raise ValueError(f"tau={tau} must be in (0, 1]")
+        if not target_noise >= 0.0:
+            raise ValueError(f"target_noise={target_noise} must be at least 0")
+        if not 0.0 < demonstration_share < 1.0:
+            raise ValueError(f"demonstration_share={demonstration_share} must be in (0, 1)")
+        if pretrain_steps < 0:
+            raise ValueError(f"pretrain_steps={pretrain_steps} must not be negative")
+        if not conservatism >= 0.0:
+            raise ValueError(f"conservatism={conservatism} must be at least 0")
+        self.target_noise = target_noise
+        self.demonstrations = demonstrations
+        self.demonstration_share = demonstration_share
+        self.pretrain_steps = pretrain_steps
+        self.conservatism = conservatism
         self.gamma = gamma
         self.tau = tau
         self.net_arch = net_arch
         self.members = members
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._shown = 0
+        if self.demonstrations is None:
+            return
+        demonstrations = self.demonstrations
+        if not isinstance(demonstrations, Demonstrations):
+            demonstrations = Demonstrations.load(demonstrations, self.spec.viability)
+        self.store.preload(demonstrations.transitions)
+        self._shown = self.batch_size
+        while self.updates < self.pretrain_steps:
+            self._update(self.store.sample(self.batch_size, self.generator, demonstration_share=1.0))
+            self.updates += 1
+        self._shown = round(self.batch_size * self.demonstration_share)
+        self._publish()
+
+    def _sample(self) -> Transitions:
+        share = self.demonstration_share if self._shown else 0.0
+        return self.store.sample(self.batch_size, self.generator, share)
 
     def _make(self, spec: StateSpec) -> ViabilityCritic:
         return ViabilityCritic(spec, self.net_arch, self.members)
@@ -85,7 +145,9 @@ class ViabilityCallback(LearningCallback):
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         # Made with the optimiser, from the learner as it was loaded.
         self.target = copy.deepcopy(self.learner).requires_grad_(False)
-        return self.learner.critics.parameters()
+        yield from self.learner.critics.parameters()
+        if self.spec.continuous:
+            yield from self.learner.actor.parameters()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "target": self.target.state_dict()}
@@ -100,21 +162,67 @@ class ViabilityCallback(LearningCallback):
         margins = self.spec.viability.margins(batch.next_internal)
         margin = self.tensor(np.concatenate([margins.min(axis=1, keepdims=True), margins], axis=1))
         terminal = torch.as_tensor(batch.terminated, device=state.device)
-        rows = torch.arange(len(state), device=state.device)
         self.learner.standardizer.update(state)
         with torch.no_grad():
-            values = self.target(next_state).min(dim=0).values
-            following = values[rows, values[:, :, 0].argmax(dim=1)]
-            target = reachability_target(margin, following, terminal[:, None], self.gamma)
-        chosen = torch.as_tensor(self.spec.index(batch.executed_action), device=state.device)
-        predicted = self.learner(state)[:, rows, chosen]
+            target = reachability_target(margin, self._following(next_state), terminal[:, None], self.gamma)
+        values, chosen = self._values(state, batch.executed_action)
+        predicted = values[:, torch.arange(len(state), device=state.device), chosen]
         loss = (predicted - target).square().mean(dim=(0, 1)).sum()
+        if self._shown:
+            shown = slice(-self._shown, None)
+            loss = loss + self.conservatism * self._unlike(state[shown], values[:, shown, :, 0], chosen[shown])
+        if self.spec.continuous:
+            # Nothing but the actor learns from this: the target's own parameters ask for no gradient.
+            climbed = self.target(state, self.learner.safe_action(state))[:, :, 0, 0]
+            loss = loss - climbed.min(dim=0).values.mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.learner.updates += 1
         with torch.no_grad():
-            for old, new in zip(self.target.critics.parameters(), self.learner.critics.parameters(), strict=True):
+            for old, new in zip(self.target.parameters(), self.learner.parameters(), strict=True):
                 old.lerp_(new, self.tau)
             self.target.standardizer.load_state_dict(self.learner.standardizer.state_dict())
         return {"loss": float(loss.detach()), "value": float(predicted[..., 0].detach().mean())}
+
+    def _values(self, state: torch.Tensor, action: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param state: ``(n, D)``
+        :param action: in the units of the action space, ``(n, ...)``
+        :return: values of every action, or of just this one if it is a Box action, ``(e, n, k, 1 + m)``, and which of
+            the ``k`` it is, ``(n,)``
+        """
+        if self.spec.continuous:
+            encoded = self.tensor(self.spec.encode_action(action).clip(-1.0, 1.0))
+            return self.learner(state, encoded), torch.zeros(len(state), dtype=torch.int64, device=state.device)
+        return self.learner(state), torch.as_tensor(self.spec.index(action), device=state.device)
+
+    def _following(self, state: torch.Tensor) -> torch.Tensor:
+        """
+        :param state: ``(n, D)``
+        :return: what the target gives its safest action, ``(n, 1 + m)``
+        """
+        if self.spec.continuous:
+            noise = self.target_noise * self.generator.standard_normal((len(state), self.spec.action_dim)).clip(
+                -2.5, 2.5
+            )
+            action = (self.target.safe_action(state) + self.tensor(noise)).clamp(-1.0, 1.0)
+            following: torch.Tensor = self.target(state, action)[:, :, 0].min(dim=0).values
+            return following
+        values = self.target(state).min(dim=0).values
+        return values[torch.arange(len(state), device=state.device), values[:, :, 0].argmax(dim=1)]
+
+    def _unlike(self, state: torch.Tensor, values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """
+        :param state: demonstrated, ``(r, D)``
+        :param values: of every action in it, or of the demonstrated Box action, ``(e, r, k)``
+        :param chosen: which action was demonstrated, ``(r,)``
+        :return: how much the others are valued, softly, beyond the demonstrated one
+        """
+        if self.spec.continuous:
+            size = (len(state) * ALTERNATIVES, self.spec.action_dim)
+            others = self.tensor(self.generator.uniform(-1.0, 1.0, size))
+            valued = self.learner(state.repeat_interleave(ALTERNATIVES, dim=0), others)[:, :, 0, 0]
+            values = torch.cat([values, valued.unflatten(1, (-1, ALTERNATIVES))], dim=2)
+        shown = values[:, torch.arange(len(chosen), device=values.device), chosen]
+        return (TEMPERATURE * (values / TEMPERATURE).logsumexp(dim=2) - shown).mean()
