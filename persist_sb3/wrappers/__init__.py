@@ -44,6 +44,7 @@ from persist_sb3.wrappers.partial_observation import (
     VectorPartialObservation,
 )
 from persist_sb3.wrappers.rnd_bonus import RNDBonus, VecRNDBonus, VectorRNDBonus
+from persist_sb3.wrappers.terminate import TerminateOnViolation
 
 __all__ = [
     "ActionShield",
@@ -53,6 +54,7 @@ __all__ = [
     "PartialObservation",
     "RNDBonus",
     "ShieldError",
+    "TerminateOnViolation",
     "VecActionShield",
     "VecHomeostatReward",
     "VecInternalState",
