@@ -81,8 +81,8 @@ def identity_target(size: int) -> RND:
     """Predicts 0 where the target repeats the whitened observation, so the error is its mean square."""
     rnd = RND(make_spec(size), net_arch=[], features=size)
     with torch.no_grad():
-        rnd.target.weights[0].copy_(torch.eye(size)[None])
-        rnd.predictor.weights[0].zero_()
+        rnd.networks.weights[0][0] = torch.eye(size)
+        rnd.networks.weights[0][1] = 0.0
     return rnd
 
 
@@ -121,8 +121,7 @@ class Recorder(BaseCallback):
                 "task": np.array([info["reward_terms"]["task"] for info in infos]),
                 "novelty": np.array([info["persist"]["novelty"] for info in infos]),
                 "dones": self.locals["dones"].copy(),
-                "scale": np.array(float(rnd.scale)),
-                "factor": np.array(float(rnd.factor)),
+                "unit": np.array(float(rnd.unit)),
                 "count": np.array(float(rnd.standardizer.count)),
             }
         )
@@ -173,9 +172,9 @@ def test_both_ways_to_the_error_agree() -> None:
 def test_layers_keep_the_size_of_the_signal() -> None:
     torch.manual_seed(0)
     rnd = RND(make_spec(60))
-    for network in (rnd.target, rnd.predictor):
-        for weight in network.weights:
-            narrow = weight[0] if weight.shape[1] <= weight.shape[2] else weight[0].T
+    for weights in rnd.networks.weights:
+        for weight in weights:
+            narrow = weight if weight.shape[0] <= weight.shape[1] else weight.T
             torch.testing.assert_close(narrow @ narrow.T, 2.0 * torch.eye(len(narrow)), rtol=0.0, atol=1e-4)
 
 
@@ -184,14 +183,14 @@ def test_learning_lowers_the_novelty_of_what_was_seen() -> None:
     rnd = RND(make_spec(4))
     seen, unseen = torch.randn(256, 4) - 2.0, torch.randn(256, 4) + 2.0
     rnd.standardizer.update(torch.cat([seen, unseen]))
-    target = [weight.clone() for weight in rnd.target.weights]
+    target = [weight[0].clone() for weight in rnd.networks.parameters()]
     before = rnd(seen).mean(), rnd(unseen).mean()
-    optimizer = torch.optim.Adam((p for p in rnd.parameters() if p.requires_grad), lr=1e-3)
+    optimizer = torch.optim.Adam(rnd.parameters(), lr=1e-3)
     for _ in range(300):
         optimizer.zero_grad()
         rnd(seen).mean().backward()
         optimizer.step()
-    assert all(torch.equal(*pair) for pair in zip(target, rnd.target.weights, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(target, (p[0] for p in rnd.networks.parameters()), strict=True))
     assert rnd(seen).mean() < 0.05 * before[0]
     assert rnd(unseen).mean() > 5 * rnd(seen).mean()
 
@@ -210,7 +209,7 @@ def test_the_observation_alone_is_looked_at(kind: str) -> None:
 
 def test_is_rebuilt_from_what_was_saved() -> None:
     rnd = RND(make_spec(6), net_arch=[8], features=3, ignore=[2])
-    rnd.scale.fill_(0.3)
+    rnd.unit.fill_(0.3)
     copied = rebuild(rnd.state_dict(), make_spec(6), RND)
     observation = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     np.testing.assert_array_equal(copied.error(copied.encode(observation)), rnd.error(rnd.encode(observation)))
@@ -231,15 +230,14 @@ def test_wrong_models_are_refused(kwargs: dict[str, Any], message: str) -> None:
 ROWS = [[1.0, 0.0], [2.0, 0.0], [7.0, 1.0]]
 
 
-def bound(env: Any, scale: float = 2.0, factor: float = 0.5) -> Any:
+def bound(env: Any, unit: float = 0.25) -> Any:
     rnd = identity_target(2)
-    rnd.scale.fill_(scale)
-    rnd.factor.fill_(factor)
+    rnd.unit.fill_(unit)
     env.bind({"rnd": rnd}, training=True)
     return env
 
 
-#: Mean squares of the rows clipped to 5, times 0.5 / 2, times the weight 3.
+#: Mean squares of the rows clipped to 5, times the unit 0.25, times the weight 3.
 BONUSES = [3 * 0.25 * (4 + 0) / 2, 3 * 0.25 * (25 + 1) / 2]
 
 
@@ -274,7 +272,7 @@ def test_in_either_autoreset_mode(mode: AutoresetMode) -> None:
 
 def test_no_bonus_before_its_unit_is_known() -> None:
     unbound = RNDBonus(InternalState(Scripted(ROWS), **LIMITS))
-    unmeasured = bound(RNDBonus(InternalState(Scripted(ROWS), **LIMITS)), scale=float("inf"))
+    unmeasured = bound(RNDBonus(InternalState(Scripted(ROWS), **LIMITS)), unit=0.0)
     for env in (unbound, unmeasured):
         env.reset()
         _, reward, _, _, info = env.step(0)
@@ -370,7 +368,6 @@ def test_the_unit_is_constant_in_a_rollout_and_measured_across_episodes() -> Non
     ratio = (recorder.column("bonus") / recorder.column("novelty")).reshape(4, 32, 2)
     # The same error gives the same reward at any time in a rollout, in any environment.
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1], ratio.shape), rtol=1e-6)
-    np.testing.assert_allclose(recorder.column("scale"), np.repeat(0.7 / ratio[:, 0, 0], 32), rtol=1e-6)
     sums = np.zeros(2)
     for novelty in recorder.column("novelty"):  # never reset, whatever ends
         sums = 0.9 * sums + novelty
@@ -379,12 +376,14 @@ def test_the_unit_is_constant_in_a_rollout_and_measured_across_episodes() -> Non
 
 
 def test_the_weight_follows_its_schedule() -> None:
-    recorder = Recorder()
-    callback = RNDCallback(schedule="lin_0.8", learning_starts=50)
-    make_model(make_vec(make_noise)).learn(256, callback=[callback, recorder])
-    np.testing.assert_allclose(recorder.column("factor"), np.repeat([0.8, 0.6, 0.4, 0.2], 32))
-    expected = recorder.column("novelty").T * recorder.column("factor") / recorder.column("scale")
-    np.testing.assert_allclose(recorder.column("bonus").T, expected, rtol=1e-6)
+    units = []
+    for schedule in (1.0, "lin_0.8"):
+        recorder = Recorder()
+        # At weight 0 the policy, and so the novelty that it finds, is the same under both.
+        callback = RNDCallback(schedule=schedule, learning_starts=50)
+        make_model(make_vec(make_noise, weight=0.0)).learn(256, callback=[callback, recorder])
+        units.append(recorder.column("unit"))
+    np.testing.assert_allclose(units[1] / units[0], np.repeat([0.8, 0.6, 0.4, 0.2], 32), rtol=1e-6)
 
 
 class Advantages(BaseCallback):
@@ -457,7 +456,7 @@ def test_it_is_saved_and_resumed(tmp_path: Path) -> None:
     started = recorder.started
     assert started is not None
     # The unit of the first rollout is what was measured up to then; all else is as it was.
-    started["rnd"]["scale"] = before["rnd"]["scale"]
+    started["rnd"]["unit"] = before["rnd"]["unit"]
     assert same(started, before)
     assert recorder.column("count")[0] == before["rnd"]["standardizer.count"]
 

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class RNDCallback(LearningCallback):
     rollouts only, so that one rollout's advantages are in one unit. Logs under ``persist/rnd/``: ``loss``, ``novelty``
     (mean error), ``scale`` (the unit), ``factor``.
 
-    :param net_arch: sizes of the target's hidden layers
+    :param net_arch: sizes of the hidden layers, of target and predictor
     :param features: length of what is predicted
     :param gamma: discount factor of the sum whose deviation is the unit
     :param schedule: factor on the layer's weight over training: a constant, ``"lin_1"`` (rl-zoo3's notation: linearly
@@ -63,7 +63,7 @@ class RNDCallback(LearningCallback):
 
     def __init__(
         self,
-        net_arch: Sequence[int] = (64,),
+        net_arch: Sequence[int] = (64, 64),
         features: int = 64,
         gamma: float = 0.99,
         schedule: float | str | Schedule = 1.0,
@@ -113,9 +113,6 @@ class RNDCallback(LearningCallback):
         entries = [locate(parse_path(shown[name])[1], space) for name in self.ignore]
         return [column for entry in entries for column in entry.columns(space)]
 
-    def _parameters(self) -> Iterator[torch.nn.Parameter]:
-        return self.learner.predictor.parameters()
-
     def state_dict(self) -> dict[str, Any]:
         """
         :return: counters, optimiser, random generator, and the moments of the discounted sum
@@ -132,6 +129,7 @@ class RNDCallback(LearningCallback):
         super()._on_training_start()
         num_envs = self.training_env.num_envs
         self._rate = min(1.0, FULL_RATE_ENVS / num_envs)
+        self._logged: dict[str, float] = {}
         self._fresh: list[Floats] = []
         self._fresh_count = 0
         if self._scale.sums is not None and len(self._scale.sums) != num_envs:
@@ -177,12 +175,10 @@ class RNDCallback(LearningCallback):
 
     def _on_rollout_start(self) -> None:
         if self._warm:
-            self._set("scale", self._scale.std)
-        self._set("factor", self._factor(self.model._current_progress_remaining))
-
-    def _set(self, name: str, value: float) -> None:
-        for model in {self.learner, self.actor}:
-            getattr(model, name).fill_(value)
+            scale, factor = self._scale.std, self._factor(self.model._current_progress_remaining)
+            for model in (self.learner, self.actor):
+                model.unit.fill_(factor / scale)
+            self._logged = {"scale": scale, "factor": factor}
 
     def _on_step(self) -> bool:
         transitions = self.store.read(self.locals)
@@ -232,5 +228,5 @@ class RNDCallback(LearningCallback):
 
     def _on_rollout_end(self) -> None:
         super()._on_rollout_end()
-        self.logger.record("persist/rnd/scale", float(self.actor.scale))
-        self.logger.record("persist/rnd/factor", float(self.actor.factor))
+        for key, value in self._logged.items():
+            self.logger.record(f"persist/rnd/{key}", value)

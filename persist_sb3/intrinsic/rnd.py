@@ -28,19 +28,17 @@ class RND(Model):
     those that it does show.
 
     :param spec: the environment's state
-    :param net_arch: sizes of the target's hidden layers; the predictor has one more, of the last size
+    :param net_arch: sizes of the hidden layers, of both networks
     :param features: length of what is predicted
     :param ignore: columns of the flattened observation that novelty does not regard
     :raises ValueError: if a size is below 1, or no column remains
     """
 
-    #: What errors are divided by; infinite, and the bonus 0, until it was measured.
-    scale: torch.Tensor
-    #: What a schedule multiplies the bonus with.
-    factor: torch.Tensor
+    #: What turns an error into a bonus of weight 1; 0 until it was measured.
+    unit: torch.Tensor
 
     def __init__(
-        self, spec: StateSpec, net_arch: Sequence[int] = (64,), features: int = 64, ignore: Sequence[int] = ()
+        self, spec: StateSpec, net_arch: Sequence[int] = (64, 64), features: int = 64, ignore: Sequence[int] = ()
     ) -> None:
         super().__init__(spec, net_arch=list(net_arch), features=features, ignore=list(ignore))
         sizes = [*net_arch, features]
@@ -51,14 +49,11 @@ class RND(Model):
             raise ValueError(f"ignore={list(ignore)} leaves nothing of the {spec.observation_dim} observation entries")
         self._all = len(self._columns) == spec.observation_dim
         self.standardizer = Standardizer(len(self._columns))
-        self.target = EnsembleMLP(1, [len(self._columns), *sizes])
-        self.predictor = EnsembleMLP(1, [len(self._columns), *net_arch, *sizes[-2:-1], features])
-        for network in (self.target, self.predictor):
-            _init_orthogonally(network)
-        self.target.requires_grad_(False)
-        self.register_buffer("scale", torch.tensor(torch.inf))
-        self.register_buffer("factor", torch.tensor(1.0))
-        self._fast_target, self._fast_predictor = NumpyEnsemble(self.target), NumpyEnsemble(self.predictor)
+        #: The target and the predictor, in one ensemble, which halves the calls.
+        self.networks = EnsembleMLP(2, [len(self._columns), *sizes])
+        _init_orthogonally(self.networks)
+        self.register_buffer("unit", torch.zeros(()))
+        self._fast = NumpyEnsemble(self.networks)
         self._fast_standardizer = self.standardizer.numpy()
 
     def encode(self, observation: Batch) -> Floats:
@@ -74,8 +69,9 @@ class RND(Model):
         :param encoded: ``(n, D)``
         :return: the predictor's error, mean square over features, ``(n,)``
         """
-        whitened = self.standardizer(encoded)
-        return (self.predictor(whitened) - self.target(whitened))[0].square().mean(dim=1)
+        target, prediction = self.networks(self.standardizer(encoded))
+        # Detached, the target has gradients, and takes steps of Adam, that are exactly 0.
+        return (prediction - target.detach()).square().mean(dim=1)
 
     def error(self, encoded: Floats) -> NDArray[np.float64]:
         """
@@ -84,14 +80,9 @@ class RND(Model):
         :param encoded: ``(n, D)``
         :return: ``(n,)``
         """
-        whitened = self._fast_standardizer(encoded)
-        gap = (self._fast_predictor(whitened) - self._fast_target(whitened))[0]
+        target, prediction = self._fast(self._fast_standardizer(encoded))
+        gap = prediction - target
         return np.einsum("nf,nf->n", gap, gap, dtype=np.float64) / gap.shape[1]
-
-    @property
-    def unit(self) -> float:
-        """What an error is multiplied with to become a bonus of weight 1."""
-        return float(self.factor) / float(self.scale)
 
 
 def _init_orthogonally(network: EnsembleMLP) -> None:

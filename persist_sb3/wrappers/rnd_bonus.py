@@ -61,7 +61,7 @@ class RNDBonusLayer(BonusLayer):
             return self._nothing
         novelty = self.rnd.error(self.rnd.encode(step.next_observation))
         step.infos.publish("persist", self.everyone, novelty, "novelty")
-        return novelty * self.rnd.unit
+        return novelty * float(self.rnd.unit)
 
 
 class RNDBonus(LayerWrapper):

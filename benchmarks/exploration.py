@@ -1,0 +1,209 @@
+"""
+Whether RND finds what PPO alone does not, and what it costs.
+
+*Exploration*: PPO with and without ``RNDBonus`` on a GridLife that never harms, with one item at the far end of one
+24x24 layout, 34 tiles from the start, and 128 steps to reach it. It is the only reward. Score: the share of the last
+fifth of the training episodes in which it was found.
+
+*Cost*: CPU time of the layer, and of the callback without the reading of transitions, which all callbacks share, per
+1000 environment steps with 8 environments and observations of 60, in one thread, beside that of PPO in the same run::
+
+    python benchmarks/exploration.py                              # 4 seeds, 80k steps
+    python benchmarks/exploration.py --seeds 2 --timesteps 50000  # a quick look
+    python benchmarks/exploration.py --only cost
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rliable import library, metrics
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+import persist_sb3  # noqa: F401  registers GridLife
+from persist_sb3.callbacks import RNDCallback
+from persist_sb3.wrappers import VecInternalState, VecRNDBonus
+
+ENV = "GridLifeFlat-v0"
+HARMLESS = {"energy_decay": 0.0, "move_cost": 0.0, "temp_rate": 0.0, "hazard_damage": 0.0, "food": 0, "ringed_food": 0}
+SPARSE = {"items": 1, "item_regrowth": 0.0, "size": 24, "horizon": 128, "layout_seed": 0, "slip": 0.0}
+LANDMARKS = {"hot_spots": 8, "cold_spots": 8, "spot_sigma": 2.0, "hazards": 60}
+#: lambda_I of each condition.
+CONDITIONS = {"PPO": 0.0, "PPO + RND": 0.3}
+BATCH_SIZES = (512, 64)
+
+
+class Returns(BaseCallback):
+    """Keeps Monitor's return of each training episode, and when it ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[int] = []
+        self.returns: list[float] = []
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self.ends.append(self.num_timesteps)
+                self.returns.append(info["episode"]["r"])
+        return True
+
+
+def explore(weight: float, seed: int, timesteps: int) -> NDArray[np.float64]:
+    """
+    :param weight: ``lambda_I``; at 0 there is no RND at all
+    :param seed: of the run
+    :param timesteps: of the run
+    :return: share of episodes in which the item was found, in each fifth of the training, ``(5,)``
+    """
+    env: VecEnv = make_vec_env(ENV, n_envs=8, seed=seed, env_kwargs={**HARMLESS, **SPARSE, **LANDMARKS})
+    returns = Returns()
+    callbacks: list[BaseCallback] = [returns]
+    if weight > 0.0:
+        env = VecRNDBonus(VecInternalState(env), weight=weight)
+        callbacks.append(RNDCallback())
+    model = PPO("MlpPolicy", env, n_steps=128, batch_size=256, n_epochs=4, ent_coef=0.01, seed=seed, device="cpu")
+    model.learn(timesteps, callback=callbacks)
+    fifth = np.minimum(np.array(returns.ends) * 5 // timesteps, 4)
+    found = np.array(returns.returns) > 0.0
+    return np.array([found[fifth == number].mean() for number in range(5)])
+
+
+class Drift(gym.Env[Any, Any]):
+    """Sixty numbers that wander, at next to no cost."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (60,), dtype=np.float32)
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        self.steps = self.np_random.normal(0.0, 0.1, (512, 60)).cumsum(axis=0).astype(np.float32)
+        return self.steps[0], {"internal": np.array([0.5])}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return self.steps[self.time], 0.0, False, self.time == 511, {"internal": np.array([0.5])}
+
+
+class Stopwatch:
+    """
+    Adds up the CPU time of a function.
+
+    :param function: what is timed
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.seconds = 0.0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        result = self.function(*args, **kwargs)
+        self.seconds += time.process_time() - start
+        return result
+
+
+def cost(batch_size: int, timesteps: int) -> dict[str, float]:
+    """
+    :param batch_size: PPO's
+    :param timesteps: environment steps
+    :return: milliseconds of CPU time per 1000 of them: of the layer, of reading transitions, of the rest of the
+        callback, and of PPO (policy and training)
+    """
+    env = VecRNDBonus(VecInternalState(DummyVecEnv([Drift] * 8), dims=["x"], constraints=["x >= 0.1"]))
+    model = PPO("MlpPolicy", env, n_steps=256, batch_size=batch_size, seed=0, device="cpu")
+    callback = RNDCallback()
+    watches = {"layer": Stopwatch(env.layer.after), "callback": Stopwatch(callback._on_step)}
+    env.layer.after = watches["layer"]  # type: ignore[method-assign]
+    callback._on_step = watches["callback"]  # type: ignore[method-assign]
+    callback.init_callback(model)
+    watches["reading"] = Stopwatch(callback.store.read)
+    callback.store.read = watches["reading"]  # type: ignore[method-assign]
+    watches["all steps"] = Stopwatch(env.step)
+    env.step = watches["all steps"]  # type: ignore[method-assign]
+    total = Stopwatch(model.learn)
+    total(timesteps, callback=callback)
+    seconds = {name: watch.seconds for name, watch in watches.items()}
+    seconds["PPO"] = total.seconds - seconds.pop("all steps") - seconds["callback"]
+    seconds["callback"] -= seconds["reading"]
+    return {name: 1e6 * value / timesteps for name, value in seconds.items()}
+
+
+def interval(scores: NDArray[np.float64]) -> tuple[float, float, float]:
+    """
+    :param scores: one a seed
+    :return: mean over seeds, and the limits of its 95 % bootstrap interval (Agarwal et al., NeurIPS 2021)
+    """
+    means, limits = library.get_interval_estimates(
+        {"": scores[:, None]},
+        lambda matrix: np.array([metrics.aggregate_mean(matrix)]),
+        reps=5_000,
+        random_state=np.random.RandomState(0),
+    )
+    return float(means[""][0]), float(limits[""][0, 0]), float(limits[""][1, 0])
+
+
+def main() -> None:
+    """Measure, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=4, help="agents a condition")
+    parser.add_argument("--timesteps", type=int, default=80_000, help="environment steps an agent")
+    parser.add_argument("--only", choices=["exploration", "cost"], help="leave the other out")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    path = arguments.output / "exploration.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    if arguments.only != "cost":
+        work = [(name, seed) for seed in range(arguments.seeds) for name in CONDITIONS]
+        found: dict[str, list[list[float]]] = {name: [] for name in CONDITIONS}
+        for name, seed in track(work, "training"):
+            found[name].append(explore(CONDITIONS[name], seed, arguments.timesteps).tolist())
+        table = Table(
+            title=f"share of episodes that find the item, {arguments.timesteps:,} steps, by fifth of training"
+        )
+        for column in ("", "1st", "2nd", "3rd", "4th", "last [95 % interval]"):
+            table.add_column(column, justify="right")
+        for name, rows in found.items():
+            scores = np.array(rows)
+            mean, low, high = interval(scores[:, 4])
+            fifths = [f"{value:.3f}" for value in scores.mean(axis=0)[:4]]
+            table.add_row(name, *fifths, f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+            results[name] = {"last fifth": [mean, low, high], "fifths by seed": rows}
+        results |= {"timesteps": arguments.timesteps, "weight": CONDITIONS["PPO + RND"]}
+        Console().print(table)
+
+    if arguments.only != "exploration":
+        table = Table(title="CPU time per 1000 environment steps, 8 envs, observations of 60, ms")
+        for column in ("PPO's batch size", "PPO itself", "layer", "callback", "RND together", "reading"):
+            table.add_column(column, justify="right")
+        results["cost"] = {}
+        for batch_size in BATCH_SIZES:
+            cost(batch_size, 2048)
+            ms = results["cost"][str(batch_size)] = cost(batch_size, 20_480)
+            figures = [ms["PPO"], ms["layer"], ms["callback"], ms["layer"] + ms["callback"], ms["reading"]]
+            table.add_row(str(batch_size), *(f"{figure:.1f}" for figure in figures))
+        Console().print(table)
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
