@@ -207,7 +207,7 @@ def test_dynamics_that_fail_are_not_trusted() -> None:
     for criterion in ("probability", "worst_case", "cvar"):
         verifier = RolloutVerifier(PLACE, Broken(), CriticBackup(critic_that_likes(1, 0.9)), criterion=criterion)
         verdict = verifier(state_of(2.0), stay)
-        assert not verdict.safe[0] and verdict.p_safe[0] == 0.0 and np.isfinite(verdict.score[0])
+        assert not verdict.safe[0] and verdict.p_safe[0] == 0.0 and np.isnan(verdict.score[0])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from persist_sb3.callbacks.base import PersistCallback, bind_all
 from persist_sb3.callbacks.internal_model import InternalModelCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
+from persist_sb3.callbacks.safety_network import SafetyNetworkCallback
 from persist_sb3.callbacks.viability import ViabilityCallback
 from persist_sb3.callbacks.world_model import WorldModelCallback
 
@@ -13,6 +14,7 @@ __all__ = [
     "MetricsCallback",
     "PersistCallback",
     "RNDCallback",
+    "SafetyNetworkCallback",
     "ViabilityCallback",
     "WorldModelCallback",
     "bind_all",

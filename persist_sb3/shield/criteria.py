@@ -41,11 +41,10 @@ def passes(slack: Floats, criterion: Criterion, conf: float) -> NDArray[np.bool_
     :param conf: confidence, in ``(0, 1]``
     :return: ``(r,)``
     """
-    enough: NDArray[np.bool_]
     if criterion == "cvar":
-        enough = cvar(slack, 1.0 - conf) >= 0.0
-    elif criterion == "worst_case":
-        enough = (slack >= 0.0).all(axis=1)
-    else:
-        enough = (slack >= 0.0).sum(axis=1) >= conf * slack.shape[1] - ROUNDING
+        return np.greater_equal(cvar(slack, 1.0 - conf), 0.0)
+    safe: NDArray[np.bool_] = np.greater_equal(slack, 0.0)
+    if criterion == "worst_case":
+        return np.logical_and.reduce(safe, axis=1)
+    enough: NDArray[np.bool_] = safe.sum(axis=1) >= conf * slack.shape[1] - ROUNDING
     return enough

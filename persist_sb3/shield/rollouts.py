@@ -15,7 +15,7 @@ from persist_sb3.shield.criteria import CRITERIA, Criterion, passes
 from persist_sb3.shield.decision import NONE, Verdict
 from persist_sb3.streams import GOLDEN, splitmix64
 
-#: Margin of a future in which the dynamics predicted something that is not a number.
+#: Stands for a margin that a model gave as something that is not a number.
 UNFORESEEABLE = -1e3
 
 
@@ -87,7 +87,7 @@ class Futures(NamedTuple):
     """How ``k`` futures of each of ``r`` actions go."""
 
     slack: Floats  # by how much the future is safe: negative where it is not, (r, k)
-    least: Floats  # least scaled margin in it, as far as it is known, (r, k)
+    least: Floats  # least scaled margin in it, as far as it is known; NaN if a model failed, (r, k)
     constraint: NDArray[np.intp]  # which constraint that is of, (r, k)
     step: NDArray[np.intp]  # when that constraint breaks, NONE if it does not, (r, k)
 
@@ -140,10 +140,10 @@ class RolloutVerifier:
         """
         :param state: ``(r, D)``
         :param action: encoded, ``(r, A)``
-        :return: ``r`` rows. ``score`` is the mean over the futures of their least margin, values at the end included;
-            ``constraint``, ``margin`` and ``step`` are about the futures that are not safe, if there are any:
-            the constraint that fails in most of them, the mean of its least margin there, and the median of the step
-            at which it breaks
+        :return: ``r`` rows. ``score`` is the mean over the futures of their least margin, values at the end included
+            (NaN if a model failed); ``constraint``, ``margin`` and ``step`` are about the futures that are not safe, if
+            there are any: the constraint that fails in most of them, the mean of its least margin there, and the median
+            of the step at which it breaks
         """
         futures = self.imagine(state, action)
         safe: NDArray[np.bool_] = np.greater_equal(futures.slack, 0.0)
@@ -177,9 +177,8 @@ class RolloutVerifier:
         for now in range(1, self.horizon + 1):
             state = self._dynamics.step(state, action, members, noise)
             margins = spec.viability.margins(state[:, spec.observation_dim :])
-            margins = np.nan_to_num(margins, nan=UNFORESEEABLE)
             worst = margins.argmin(axis=1)
-            margin = margins[everyone, worst]
+            margin = np.nan_to_num(margins[everyone, worst], nan=UNFORESEEABLE)
             # Nothing that happens after a constraint has broken counts.
             closer = (margin < least) & (step == NONE)
             least[closer], constraint[closer] = margin[closer], worst[closer]
@@ -192,6 +191,7 @@ class RolloutVerifier:
             slack = np.minimum(least, value - self.threshold)
             closer = (value < least) & (step == NONE)
             least, constraint = np.where(closer, value, least), np.where(closer, course.constraint, constraint)
+        least = np.where(least == UNFORESEEABLE, np.nan, least)
         return Futures(slack.reshape(-1, k), least.reshape(-1, k), constraint.reshape(-1, k), step.reshape(-1, k))
 
 

@@ -12,14 +12,33 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from persist_sb3.batch import Batch, take, with_rows
 from persist_sb3.infos import Infos
-from persist_sb3.models.base import rebuild
+from persist_sb3.models.base import Model, rebuild
+from persist_sb3.models.imagination import Dynamics
+from persist_sb3.models.internal import InternalModel
+from persist_sb3.models.safety import SafetyNetwork
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
+from persist_sb3.models.world import WorldModel
 from persist_sb3.shield import BoxShield, Correction, Decision, EnumeratedShield, Projection
+from persist_sb3.shield.amortised import AmortisedVerifier
+from persist_sb3.shield.criteria import Criterion
+from persist_sb3.shield.enumerated import Verifier
+from persist_sb3.shield.lookahead import CALLBACKS, MODES, Function, LookAhead, Mode, trained
+from persist_sb3.shield.rollouts import Policy
 from persist_sb3.state import last_loaded
 from persist_sb3.streams import Streams
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
+
+Shield = EnumeratedShield | BoxShield
+
+#: What a model that was saved under this name must be.
+KINDS: dict[str, type[Model]] = {
+    "viability": ViabilityCritic,
+    "internal_model": InternalModel,
+    "world_model": WorldModel,
+    "safety": SafetyNetwork,
+}
 
 
 class ShieldError(RuntimeError):
@@ -28,10 +47,21 @@ class ShieldError(RuntimeError):
 
 class ActionShieldLayer(Layer):
     """
-    Judges each proposed action with the models that callbacks train (:class:`~persist_sb3.callbacks.ViabilityCallback`
-    at least), and executes the nearest safe one where it does not pass; see
-    :class:`~persist_sb3.shield.EnumeratedShield`, and :class:`~persist_sb3.shield.BoxShield` for Box actions. It must
-    be the outermost layer that changes observations, since the models learn from what the policy sees.
+    Judges each proposed action with the models that callbacks train, and executes the nearest safe one where it does
+    not pass; see :class:`~persist_sb3.shield.EnumeratedShield`, and :class:`~persist_sb3.shield.BoxShield` for Box
+    actions. It must be the outermost layer that changes observations, since the models learn from what the policy sees.
+
+    Who judges is the ``mode``:
+
+    - ``"critic"``: the viability critic, which :class:`~persist_sb3.callbacks.ViabilityCallback` trains;
+    - ``"search"``: imagined futures of every action (see :class:`~persist_sb3.shield.rollouts.RolloutVerifier`), by the
+      models of ``InternalModelCallback`` and ``WorldModelCallback`` or known ``dynamics``, and the critic or a
+      ``backup``. With known dynamics and a backup nothing need be learned, and the shield works from the first step;
+    - ``"verify"``: the critic, and imagined futures of the actions that it values within ``band`` of the threshold;
+    - ``"amortised"``: a network that :class:`~persist_sb3.callbacks.SafetyNetworkCallback` teaches what the search
+      would say, once it agrees with the search in a share ``min_agreement`` of its verdicts.
+
+    While the other models of a mode are not trained, the critic judges alone.
 
     At every step it publishes ``info["intervened"]``. Where the action was changed, none passed, or a model failed,
     ``info["executed_action"]`` and ``info["shield"]`` tell what was done and why: the ``proposed`` action; ``value``
@@ -41,17 +71,29 @@ class ActionShieldLayer(Layer):
     ``infeasible`` (no action passed: the safest was taken); ``failed`` (a model answered with something that is not a
     number: ``fallback`` was executed). In actions that can be enumerated, ``action_masks()`` tells which pass.
 
-    Until the critic has taken ``min_updates`` gradient steps the shield waits. In a replay it takes the models that
-    were loaded with the policy.
+    A model is trained when it has taken ``min_updates`` gradient steps; until the critic is, the shield waits. In a
+    replay it takes the models that were loaded with the policy.
 
     :param threshold: least value of an action that passes, in scaled margins (1 at the setpoint, 0 at a limit)
     :param correction: what replaces an action that does not pass: ``"project"``, ``"replace"`` or ``"mask"``
     :param projection: how the nearest safe Box action is looked for: ``"cem"``, or ``"gradient"``, which is the
         better one from about four components on
     :param intervention_penalty: subtracted from the reward where an action was changed
-    :param min_updates: gradient steps of the critic before it is trusted
+    :param min_updates: gradient steps of a model before it is trusted
     :param fallback: an action known to be safe. It is executed while the shield waits, and where a model fails.
         Default: proposed actions pass while it waits, and a model that fails stops the run
+    :param mode: who judges: ``"critic"``, ``"search"``, ``"verify"`` or ``"amortised"``
+    :param conf: confidence that an action is safe, in ``(0, 1]``; see :func:`~persist_sb3.shield.criteria.passes`
+    :param horizon: steps looked ahead
+    :param rollouts: imagined futures of each action
+    :param criterion: when they are safe enough: ``"probability"``, ``"worst_case"`` or ``"cvar"``
+    :param band: half-width of the band about the threshold, in scaled margins
+    :param dynamics: known dynamics: a function of observations, internal variables and actions, in batches, that
+        returns the next observations and internal variables; or an object like those in
+        :mod:`~persist_sb3.models.imagination`
+    :param backup: a policy known to be safe, which goes on after the action in imagination: a function of observations
+        and internal variables, in batches, that returns actions. Default: the critic's best action
+    :param min_agreement: share of verdicts in which the safety network must agree with the search
     :raises ValueError: if a parameter is out of its range
     """
 
@@ -63,6 +105,15 @@ class ActionShieldLayer(Layer):
         min_updates: int = 500,
         fallback: int | Sequence[float] | None = None,
         projection: Projection = "cem",
+        mode: Mode = "critic",
+        conf: float = 0.9,
+        horizon: int = 5,
+        rollouts: int = 16,
+        criterion: Criterion = "probability",
+        band: float = 0.1,
+        dynamics: Function | Dynamics | None = None,
+        backup: Policy | None = None,
+        min_agreement: float = 0.9,
     ) -> None:
         if not np.isfinite(threshold):
             raise ValueError(f"threshold={threshold} must be finite; margins are 1 at the setpoint and 0 at a limit")
@@ -74,6 +125,17 @@ class ActionShieldLayer(Layer):
             raise ValueError(f"intervention_penalty={intervention_penalty} must be a finite number, at least 0")
         if min_updates < 0:
             raise ValueError(f"min_updates={min_updates} must not be negative")
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r} must be {', '.join(map(repr, MODES))}")
+        if not band >= 0.0:
+            raise ValueError(f"band={band} must be at least 0")
+        if not 0.0 <= min_agreement <= 1.0:
+            raise ValueError(f"min_agreement={min_agreement} must be in [0, 1]")
+        self.mode = mode
+        self.band = band
+        self.min_agreement = min_agreement
+        #: Parameters of the search.
+        self.lookahead = LookAhead(conf, horizon, rollouts, criterion, threshold, dynamics, backup)
         self.threshold = threshold
         self.correction: Correction = correction
         self.intervention_penalty = intervention_penalty
@@ -97,8 +159,15 @@ class ActionShieldLayer(Layer):
             self.fallback = np.array(self._fallback, dtype=action_space.dtype)
             if not action_space.contains(self.fallback if self.fallback.shape else self.fallback[()]):
                 raise RuntimeError(f"fallback={self._fallback!r} is not in the action space {action_space}")
-        self._critic: ViabilityCritic | None = None
-        self._shield: EnumeratedShield | BoxShield | None = None
+        if self.mode == "amortised" and self.lookahead.criterion != "probability":
+            raise RuntimeError(
+                f"mode='amortised' learns how probable safety is, and criterion={self.lookahead.criterion!r} cannot be "
+                "had from that: use criterion='probability', or mode='verify'"
+            )
+        self._needed = self._names()
+        self._models: dict[str, Any] = {}
+        self._shield: Shield | None = None
+        self._critic_alone: Shield | None = None
         self._bound = self._warned = self._warned_of_failure = False
         self._observation: Batch = None
         self._x = np.zeros((num_envs, self.spec.internal_dim))
@@ -110,36 +179,73 @@ class ActionShieldLayer(Layer):
     def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
         self._streams.seed(slots, seeds)
 
+    def _names(self) -> tuple[str, ...]:
+        """
+        :return: names of the models that the mode takes
+        """
+        if self.mode == "critic":
+            return ("viability",)
+        if self.mode == "amortised":
+            return ("viability", "safety")
+        if self.mode == "search" and not self.spec.continuous:
+            return self.lookahead.models
+        return tuple(dict.fromkeys(("viability", *self.lookahead.models)))
+
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         self._bound = True
-        critic = bundle.get("viability")
-        if critic is not None and critic is not self._critic:
-            self._use(critic)
+        self._use({name: bundle[name] for name in self._needed if name in bundle})
 
-    def _use(self, critic: ViabilityCritic) -> None:
-        self._critic = critic
-        if self.spec.continuous:
-            self._shield = BoxShield(self.spec, critic, self.threshold, self._streams, self.correction, self.projection)
-        else:
-            self._shield = EnumeratedShield(self.spec, critic, self.threshold, self.correction)
+    def _use(self, models: dict[str, Any]) -> None:
+        """
+        :param models: those of the mode that there are, by name
+        """
+        if models.keys() == self._models.keys() and all(models[name] is self._models[name] for name in models):
+            return
+        self._models, self._shield, self._critic_alone = models, None, None
+        if "viability" in models:
+            self._critic_alone = self._make(None, self.band)
+
+    def _complete(self) -> Shield | None:
+        """
+        :return: the shield of the mode, whose models are all there
+        """
+        models, search = self._models, self.lookahead
+        if self.mode == "critic":
+            return self._critic_alone
+        if self.mode == "amortised":
+            return self._make(AmortisedVerifier(models["safety"], models["viability"], search.conf), np.inf)
+        return self._make(search.verifier(self.spec, models), self.band if self.mode == "verify" else np.inf)
+
+    def _make(self, verifier: Verifier | None, band: float) -> Shield:
+        critic = self._models.get("viability")
+        if not self.spec.continuous:
+            return EnumeratedShield(self.spec, critic, self.threshold, self.correction, verifier, band)
+        assert critic is not None
+        return BoxShield(
+            self.spec, critic, self.threshold, self._streams, self.correction, self.projection, verifier, band
+        )
 
     def _find_models(self) -> None:
         """
-        Take the critic out of the model that this process has loaded, since no callback has brought one.
+        Take the models out of the policy that this process has loaded, since no callback has brought them all.
 
-        :raises ShieldError: if there are callbacks, and none of them trains one; or if the loaded one is of another
-            environment
+        :raises ShieldError: if there are callbacks, or a loaded policy, but not all models; or if a loaded one is of
+            another environment
         """
         loaded = last_loaded()
-        if self._bound:
+        found = {} if loaded is None else {key: loaded.pending[key] for key in self._needed if key in loaded.pending}
+        there = self._models if self._bound else found
+        missing = [name for name in self._needed if name not in there]
+        if missing and (self._bound or found):
+            callbacks = ", ".join(f"persist_sb3.callbacks.{CALLBACKS[name]}" for name in missing)
             raise ShieldError(
-                "ActionShield has no critic: put persist_sb3.callbacks.ViabilityCallback among the callbacks"
+                f"ActionShield(mode={self.mode!r}) has no part {', '.join(map(repr, missing))}: train with {callbacks}"
             )
-        if loaded is not None and "viability" in loaded.pending:
+        if found:
             try:
-                self._use(rebuild(loaded.pending["viability"], self.spec, ViabilityCritic))
+                self._use({name: rebuild(saved, self.spec, KINDS[name]) for name, saved in found.items()})
             except ValueError as error:
-                raise ShieldError(f"ActionShield cannot use the critic that was loaded: {error}") from error
+                raise ShieldError(f"ActionShield cannot use a model that was loaded: {error}") from error
         elif not self._warned:
             self._warned = True
             warnings.warn(
@@ -148,12 +254,24 @@ class ActionShieldLayer(Layer):
                 stacklevel=2,
             )
 
+    def _judge(self) -> Shield | None:
+        """
+        :return: who judges now; None while the shield waits
+        """
+        if len(self._models) < len(self._needed):
+            self._find_models()
+        if len(self._models) == len(self._needed) and trained(self._models.values(), self.min_updates):
+            safety = self._models.get("safety")
+            if safety is None or float(safety.agreement) >= self.min_agreement:
+                self._shield = self._shield or self._complete()
+                return self._shield
+        critic = self._models.get("viability")
+        return self._critic_alone if critic is not None and trained([critic], self.min_updates) else None
+
     @property
     def ready(self) -> bool:
-        """Whether actions are judged: there is a critic, and it is trained enough."""
-        if self._critic is None:
-            self._find_models()
-        return self._critic is not None and int(self._critic.updates) >= self.min_updates
+        """Whether actions are judged: there are models, and they are trained enough."""
+        return self._judge() is not None
 
     def action_masks(self) -> NDArray[np.bool_]:
         """
@@ -161,14 +279,15 @@ class ActionShieldLayer(Layer):
             alone, ``(n, k)``
         :raises ShieldError: if a model fails, and there is no ``fallback``
         """
-        if not self.ready:
+        shield = self._judge()
+        if shield is None:
             masks = np.full((self.num_envs, len(self.spec.actions)), self.fallback is None)
             if self.fallback is not None:
                 masks[:, self.spec.index(self.fallback[None])] = True
             return masks
-        assert isinstance(self._shield, EnumeratedShield)
-        masks = self._shield.permitted(self._encoded())
-        failed = ~masks.any(axis=1)
+        assert isinstance(shield, EnumeratedShield)
+        masks = shield.permitted(self._encoded())
+        failed = np.logical_not(masks.any(axis=1))
         if failed.any():
             masks[failed, self.spec.index(self._fall_back(failed)[:1])] = True
         return masks
@@ -186,7 +305,7 @@ class ActionShieldLayer(Layer):
         if not self._warned_of_failure:
             self._warned_of_failure = True
             warnings.warn(f"{problem}: the fallback is executed there, and wherever it happens again", stacklevel=2)
-        return np.broadcast_to(self.fallback, (np.count_nonzero(failed), *self.fallback.shape))
+        return np.broadcast_to(self.fallback, (int(failed.sum()), *self.fallback.shape))
 
     def _encoded(self) -> Floats:
         if self._state is None:
@@ -204,9 +323,9 @@ class ActionShieldLayer(Layer):
     def act(self, action: Batch) -> Batch:
         self._decision, self._failed, self._intervened = None, self._nobody, self._nobody
         executed = action
-        if self.ready:
-            assert self._shield is not None
-            self._decision = self._shield.decide(self._encoded(), action)
+        shield = self._judge()
+        if shield is not None:
+            self._decision = shield.decide(self._encoded(), action)
             executed, self._intervened = self._decision.action, self._decision.intervened
             self._failed = ~np.isfinite(self._decision.executed.score)
             if not self._failed.any():
@@ -262,6 +381,11 @@ class ActionShield(LayerWrapper):
     layer_type = ActionShieldLayer
     layer: ActionShieldLayer
 
+    @property
+    def lookahead(self) -> LookAhead:
+        """Parameters of the search."""
+        return self.layer.lookahead
+
     def action_masks(self) -> NDArray[np.bool_]:
         """
         :return: which actions pass, ``(k,)``
@@ -274,6 +398,11 @@ class VecActionShield(VecLayerWrapper):
 
     layer_type = ActionShieldLayer
     layer: ActionShieldLayer
+
+    @property
+    def lookahead(self) -> LookAhead:
+        """Parameters of the search."""
+        return self.layer.lookahead
 
     def has_attr(self, attr_name: str) -> bool:
         return (attr_name == "action_masks" and not self.layer.spec.continuous) or super().has_attr(attr_name)
@@ -292,6 +421,11 @@ class VectorActionShield(VectorLayerWrapper):
 
     layer_type = ActionShieldLayer
     layer: ActionShieldLayer
+
+    @property
+    def lookahead(self) -> LookAhead:
+        """Parameters of the search."""
+        return self.layer.lookahead
 
     def action_masks(self) -> NDArray[np.bool_]:
         """

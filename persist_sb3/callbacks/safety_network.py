@@ -1,0 +1,215 @@
+"""Teaches a network what the shield's search would say."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from persist_sb3.callbacks.learning import LearningCallback
+from persist_sb3.models.safety import SafetyNetwork
+from persist_sb3.models.spec import Floats, StateSpec
+from persist_sb3.shield.lookahead import CALLBACKS, LookAhead, trained
+from persist_sb3.shield.rollouts import RolloutVerifier
+
+#: Box actions that the search is asked about in each state, the executed one included.
+ASKED = 5
+
+#: Share by which the network's running agreement moves toward that of the newest answers.
+TRACKING = 0.05
+
+
+class Answers(NamedTuple):
+    """What the search said, ``b`` times."""
+
+    state: Floats  # (b, D)
+    action: Floats  # encoded Box actions, (b, A); (b, 0) if actions are enumerated
+    p_safe: Floats  # of every enumerable action, (b, k), else (b, 1)
+
+
+class SafetyNetworkCallback(LearningCallback):
+    """
+    Trains a :class:`~persist_sb3.models.safety.SafetyNetwork` on the answers of the search that
+    :class:`~persist_sb3.wrappers.ActionShield` is set to (its ``horizon``, ``rollouts``, ``dynamics``, ``backup``):
+    every ``train_freq`` steps the search is asked about all actions in the states at hand, those that the shielded
+    policy comes to (DAgger: Ross, Gordon & Bagnell, AISTATS 2011). The models that the search takes must be trained by
+    their own callbacks; until they are, it is not asked.
+
+    Each answer is a test first. Of those since the last rollout it logs, under ``persist/safety/``: ``agreement``
+    (share of verdicts that are the same), ``false_safe`` (of the actions that the network passes, the share that the
+    search rejects), ``missed`` (of those that the search rejects, the share that the network passes: where rejections
+    are rare nearly all verdicts agree, and this is what counts), and ``loss``.
+
+    :param net_arch: sizes of the hidden layers
+    :param min_updates: gradient steps of the search's models before it is asked
+    :param answers: how many are kept to learn from
+    :param batch_size: answers in a gradient step
+    :param learning_starts: answers collected before the first gradient step
+    :param train_freq: steps of the vectorised environment between two questions, and trainings
+    :param gradient_steps: gradient steps in each training
+    :param learning_rate: of Adam
+    :param device: where to train
+    :param seed: of initial weights and batches. Default: the algorithm's
+    :param log_path: folder for files that the callback writes
+    :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
+    :raises ValueError: if a parameter is out of its range
+    """
+
+    name = "safety"
+    actor: SafetyNetwork
+    learner: SafetyNetwork
+
+    def __init__(
+        self,
+        net_arch: Sequence[int] = (128, 128),
+        min_updates: int = 500,
+        answers: int = 50_000,
+        batch_size: int = 256,
+        learning_starts: int = 500,
+        train_freq: int = 8,
+        gradient_steps: int = 2,
+        learning_rate: float = 1e-3,
+        device: str = "cpu",
+        seed: int | None = None,
+        log_path: str | os.PathLike[str] | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            0,
+            batch_size,
+            learning_starts,
+            train_freq,
+            gradient_steps,
+            learning_rate,
+            device,
+            seed,
+            log_path,
+            verbose,
+        )
+        if answers < 1:
+            raise ValueError(f"answers={answers} must be at least 1")
+        if min_updates < 0:
+            raise ValueError(f"min_updates={min_updates} must not be negative")
+        self.net_arch = net_arch
+        self.answers = answers
+        self.min_updates = min_updates
+
+    def _make(self, spec: StateSpec) -> SafetyNetwork:
+        return SafetyNetwork(spec, self.net_arch)
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        try:
+            self._lookahead: LookAhead = self.lookup("lookahead")
+        except RuntimeError as error:
+            raise RuntimeError(
+                "SafetyNetworkCallback learns from the search of an ActionShield, and there is none: wrap the "
+                "environment in persist_sb3.wrappers.ActionShield(mode='amortised')"
+            ) from error
+        self._search: RolloutVerifier | None = None
+        self._memory: Answers | None = None
+        self._kept = 0
+        self._tests = np.zeros(5)
+
+    def _on_step(self) -> bool:
+        transitions = self.store.read(self.locals)
+        if self.store.steps % self.train_freq == 0 and self._find_search():
+            self._ask(
+                self.spec.encode(transitions.observation, transitions.internal),
+                self.spec.encode_action(transitions.executed_action),
+            )
+        return super()._on_step()
+
+    def _find_search(self) -> bool:
+        """
+        :return: whether there is a search, with trained models
+        :raises RuntimeError: if nobody trains one of them
+        """
+        models = self.state.bundle()
+        for name in self._lookahead.models:
+            if name not in models:
+                raise RuntimeError(
+                    f"SafetyNetworkCallback asks a search that needs the part {name!r}: put "
+                    f"persist_sb3.callbacks.{CALLBACKS[name]} among the callbacks"
+                )
+        if self._search is None:
+            self._search = self._lookahead.verifier(self.spec, models)
+        return trained((models[name] for name in self._lookahead.models), self.min_updates)
+
+    def _ask(self, state: Floats, executed: Floats) -> None:
+        """
+        Ask the search, compare the network's answers with its own, and keep them.
+
+        :param state: ``(n, D)``
+        :param executed: encoded, ``(n, A)``
+        """
+        assert self._search is not None
+        if self.spec.continuous:
+            others = self.generator.uniform(-1.0, 1.0, (len(state), ASKED - 1, executed.shape[1])).astype(np.float32)
+            action = np.concatenate([executed[:, None], others], axis=1).reshape(-1, executed.shape[1])
+            state = np.repeat(state, ASKED, axis=0)
+            verdict = self._search(state, action)
+            answers = Answers(state, action, verdict.p_safe[:, None])
+            guess = self.actor.p_safe(state, action)
+        else:
+            every = self.spec.encode_action(self.spec.actions)
+            verdict = self._search(np.repeat(state, len(every), axis=0), np.tile(every, (len(state), 1)))
+            answers = Answers(state, np.empty((len(state), 0), np.float32), verdict.p_safe.reshape(len(state), -1))
+            guess = self.actor.p_safe(state)
+        if self.updates:
+            self._test(guess >= self._lookahead.conf, answers.p_safe >= self._lookahead.conf)
+        self._keep(answers)
+
+    def _test(self, passed: NDArray[np.bool_], safe: NDArray[np.bool_]) -> None:
+        """
+        :param passed: which actions the network passes, ``(b, k)``
+        :param safe: which the search passes, ``(b, k)``
+        """
+        same = passed == safe
+        self._tests += [same.sum(), same.size, (passed & ~safe).sum(), passed.sum(), (~safe).sum()]
+        self.learner.agreement.lerp_(self.tensor(same.mean()), TRACKING)
+
+    def _keep(self, answers: Answers) -> None:
+        """
+        :param answers: new ones, which take the place of the oldest
+        """
+        if self._memory is None:
+            self._memory = Answers(*(np.empty((self.answers, *new.shape[1:]), np.float32) for new in answers))
+        count = len(answers.state)
+        where = (self._kept + np.arange(count)) % self.answers
+        for memory, new in zip(self._memory, answers, strict=True):
+            memory[where] = new
+        self._kept += count
+
+    def _due(self) -> bool:
+        return self.store.steps % self.train_freq == 0 and self._kept >= max(self.learning_starts, 1)
+
+    def _sample(self) -> Answers:
+        assert self._memory is not None
+        rows = self.generator.integers(min(self._kept, self.answers), size=self.batch_size)
+        return Answers(*(memory[rows] for memory in self._memory))
+
+    def _update(self, batch: Answers) -> Mapping[str, float]:
+        state, action, p_safe = map(self.tensor, batch)
+        self.learner.standardizer.update(state)
+        logits = self.learner(state, action if self.spec.continuous else None)
+        loss = functional.binary_cross_entropy_with_logits(logits, p_safe)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.learner.updates += 1
+        return {"loss": float(loss.detach())}
+
+    def _on_rollout_end(self) -> None:
+        super()._on_rollout_end()
+        same, asked, wrong, passed, rejected = self._tests
+        for key, count, total in (
+            ("agreement", same, asked),
+            ("false_safe", wrong, passed),
+            ("missed", wrong, rejected),
+        ):
+            if total:
+                self.logger.record(f"persist/{self.name}/{key}", count / total)
+        self._tests[:] = 0.0

@@ -1,0 +1,89 @@
+"""How a shield looks ahead: the parameters of its search, and the models that it takes."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from numpy.typing import NDArray
+
+from persist_sb3.batch import Batch
+from persist_sb3.models.imagination import Dynamics, KnownDynamics, LearnedDynamics
+from persist_sb3.models.spec import StateSpec
+from persist_sb3.shield.criteria import Criterion
+from persist_sb3.shield.rollouts import CriticBackup, Policy, PolicyBackup, RolloutVerifier, check_search
+
+Mode = Literal["critic", "verify", "search", "amortised"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+#: Who trains the model of this name, among persist_sb3.callbacks.
+CALLBACKS = {
+    "viability": "ViabilityCallback",
+    "internal_model": "InternalModelCallback",
+    "world_model": "WorldModelCallback",
+    "safety": "SafetyNetworkCallback",
+}
+
+#: Takes observations, internal variables and actions, and returns the next observations and internal variables.
+Function = Callable[[Batch, NDArray[Any], NDArray[Any]], tuple[Batch, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """
+    The parameters of a :class:`~persist_sb3.shield.rollouts.RolloutVerifier`, before there are models.
+
+    :param conf: confidence asked for, in ``(0, 1]``
+    :param horizon: steps looked ahead
+    :param rollouts: futures of each action
+    :param criterion: when they are safe enough
+    :param threshold: least value at the end of a safe future, in scaled margins
+    :param dynamics: known dynamics, see :class:`~persist_sb3.models.imagination.KnownDynamics`, or an object that has
+        their ``members`` and ``step``. Default: the learned ones
+    :param backup: a safe policy that goes on after the action, see
+        :class:`~persist_sb3.shield.rollouts.PolicyBackup`. Default: the critic's best action
+    :raises ValueError: if a parameter is out of its range
+    """
+
+    conf: float = 0.9
+    horizon: int = 5
+    rollouts: int = 16
+    criterion: Criterion = "probability"
+    threshold: float = 0.2
+    dynamics: Function | Dynamics | None = None
+    backup: Policy | None = None
+
+    def __post_init__(self) -> None:
+        check_search(self.conf, self.horizon, self.rollouts, self.criterion)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that it takes."""
+        learned = () if self.dynamics is not None else ("internal_model", "world_model")
+        return learned if self.backup is not None else ("viability", *learned)
+
+    def verifier(self, spec: StateSpec, models: Mapping[str, Any]) -> RolloutVerifier:
+        """
+        :param spec: the environment's state and actions
+        :param models: by name; those in :attr:`models` are there
+        :return: what judges actions
+        """
+        dynamics: Dynamics
+        if self.dynamics is None:
+            dynamics = LearnedDynamics(models["world_model"], models["internal_model"])
+        elif callable(self.dynamics):
+            dynamics = KnownDynamics(spec, self.dynamics)
+        else:
+            dynamics = self.dynamics
+        backup = CriticBackup(models["viability"]) if self.backup is None else PolicyBackup(spec, self.backup)
+        return RolloutVerifier(
+            spec, dynamics, backup, self.conf, self.horizon, self.rollouts, self.criterion, self.threshold
+        )
+
+
+def trained(models: Iterable[Any], min_updates: int) -> bool:
+    """
+    :param models: each counts its gradient steps in ``updates``
+    :param min_updates: how many are enough
+    :return: whether all have enough
+    """
+    return all(int(model.updates) >= min_updates for model in models)
