@@ -1,6 +1,7 @@
-"""Intrinsic rewards: what an agent is paid for finding out."""
+"""Intrinsic rewards: what an agent is paid for, by how new or how expected things are."""
 
 from persist_sb3.intrinsic.rnd import RND
 from persist_sb3.intrinsic.scaling import ForwardScale
+from persist_sb3.intrinsic.smirl import EpisodeDensity
 
-__all__ = ["RND", "ForwardScale"]
+__all__ = ["RND", "EpisodeDensity", "ForwardScale"]

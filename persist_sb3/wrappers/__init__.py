@@ -44,6 +44,7 @@ from persist_sb3.wrappers.partial_observation import (
     VectorPartialObservation,
 )
 from persist_sb3.wrappers.rnd_bonus import RNDBonus, VecRNDBonus, VectorRNDBonus
+from persist_sb3.wrappers.smirl_bonus import SMiRLBonus, VecSMiRLBonus, VectorSMiRLBonus
 from persist_sb3.wrappers.terminate import TerminateOnViolation
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "NonFiniteError",
     "PartialObservation",
     "RNDBonus",
+    "SMiRLBonus",
     "ShieldError",
     "TerminateOnViolation",
     "VecActionShield",
@@ -60,11 +62,13 @@ __all__ = [
     "VecInternalState",
     "VecPartialObservation",
     "VecRNDBonus",
+    "VecSMiRLBonus",
     "VectorActionShield",
     "VectorHomeostatReward",
     "VectorInternalState",
     "VectorPartialObservation",
     "VectorRNDBonus",
+    "VectorSMiRLBonus",
 ]
 
 refuse_root_import(__name__)
