@@ -169,7 +169,7 @@ def test_violations_are_counted_and_named() -> None:
     named = ", ".join(map(str, episodes))
     message = (
         f"{low.sum()} of {len(t)} demonstrated transitions violate the constraints, in {len(episodes)} of 4 episodes "
-        rf"\(counted from 0\): 'battery >= 0.45' in episodes? {named}. .*drop_unsafe=True"
+        rf"\(counted from 0\): 'battery >= 0.45' in episodes? {named}. .*--drop-unsafe"
     )
     with pytest.raises(DemonstrationError, match=message):
         Demonstrations(t, CAREFUL)

@@ -191,8 +191,8 @@ def _complaint(transitions: Transitions, viability: ViabilitySet, unsafe: NDArra
     return (
         f"{np.count_nonzero(unsafe)} of {len(transitions)} demonstrated transitions violate the constraints, in "
         f"{len(np.unique(episode[unsafe]))} of {episode[-1] + 1} episodes (counted from 0): "
-        f"{'; '.join(parts) or 'an internal variable is NaN'}. Record safe episodes, or leave these out with "
-        "drop_unsafe=True"
+        f"{'; '.join(parts) or 'an internal variable is NaN'}. Record safe episodes, or leave these out "
+        "(drop_unsafe=True, --drop-unsafe)"
     )
 
 
