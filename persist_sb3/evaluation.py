@@ -103,11 +103,20 @@ def evaluate(
         internal = reported.column(("internal",), everyone)
         if tracker is None:
             names = tuple(infos[0].get("reward_terms", ()))
-            tracker = EpisodeTracker(viability, num_envs, names, near=near, core=core, horizon=recovery_horizon)
+            tracker = EpisodeTracker(
+                viability,
+                num_envs,
+                names,
+                near=near,
+                core=core,
+                horizon=recovery_horizon,
+                shielded="intervened" in infos[0],
+            )
         terms = {name: reported.column(("reward_terms", name), everyone) for name in tracker.terms}
         history.append(np.column_stack([internal, reward, *terms.values()]))
         truncated = starts & np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        for record in tracker.step(internal, reward, terms, starts, truncated):
+        intervened = reported.column(("intervened",), everyone) > 0.0 if tracker.shielded else None
+        for record in tracker.step(internal, reward, terms, starts, truncated, intervened):
             slot = record.env
             if counts[slot] < quota[slot]:
                 finished[slot].append(_episode(record, history[began[slot] :], viability, tracker.terms))

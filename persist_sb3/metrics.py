@@ -174,6 +174,7 @@ class EpisodeRecord:
     :param reward_terms: sum of each term of it
     :param env: index of the environment
     :param timestep: how many steps all environments together had made when it ended
+    :param interventions: steps at which a shield changed the action; None without a shield
     """
 
     length: int
@@ -191,6 +192,7 @@ class EpisodeRecord:
     reward_terms: dict[str, float] = field(default_factory=dict)
     env: int = 0
     timestep: int = 0
+    interventions: int | None = None
 
     @property
     def survived(self) -> bool:
@@ -217,6 +219,8 @@ class EpisodeRecord:
         """
         values = json.loads(line)
         try:
+            # Lines from before there were shields do not say.
+            values = {"interventions": None, **values}
             return cls(**{name.name: values[name.name] for name in fields(cls)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an episode record ({error!r} is missing or wrong): {line!r}") from error
@@ -264,6 +268,7 @@ class StepSummary:
     :param min_margin: smallest scaled margin among them
     :param satisfaction: share at which every constraint that mentions a variable holds, by variable
     :param reward_terms: mean of each reward term
+    :param intervention_rate: share at which a shield changed the action; None without a shield
     """
 
     steps: int
@@ -271,6 +276,7 @@ class StepSummary:
     min_margin: float
     satisfaction: dict[str, float]
     reward_terms: dict[str, float]
+    intervention_rate: float | None
 
 
 # Rows of the tracker's table of episodes; those of the constraints and of the rewards follow.
@@ -291,6 +297,7 @@ class EpisodeTracker:
     :param midway: the episodes now in progress began earlier, so that their records would be wrong: leave them out
     :param prompt: hand out a record in the step that ends its episode. Otherwise it may take up to ``CHUNK`` steps, and
         costs less, since all that happened meanwhile is worked through at once
+    :param shielded: whether steps tell where a shield intervened
     """
 
     CHUNK = 64
@@ -306,11 +313,13 @@ class EpisodeTracker:
         horizon: int,
         midway: bool = False,
         prompt: bool = True,
+        shielded: bool = False,
     ) -> None:
         self.viability = viability
         self.num_envs = num_envs
         self.terms = tuple(terms)
         self.prompt = prompt
+        self.shielded = shielded
         #: Steps (of all environments at once) since the beginning.
         self.steps = 0
         self._recovery = (near, core, horizon)
@@ -320,7 +329,8 @@ class EpisodeTracker:
         # The chunk: environments in front, so that the steps of an episode lie side by side.
         self._filled = 0
         self._internal = np.empty((num_envs, self.CHUNK, len(viability.dims)))
-        self._rewards = np.empty((1 + len(self.terms), num_envs, self.CHUNK))
+        # The reward, its terms, and interventions, which are summed like them.
+        self._rewards = np.empty((1 + len(self.terms) + shielded, num_envs, self.CHUNK))
         self._done = np.empty((num_envs, self.CHUNK), dtype=bool)
         self._truncated = np.empty((num_envs, self.CHUNK), dtype=bool)
 
@@ -336,7 +346,13 @@ class EpisodeTracker:
         self._begin_summary()
 
     def step(
-        self, internal: Floats, reward: Floats, terms: Mapping[str, Floats], done: Bools, truncated: Bools
+        self,
+        internal: Floats,
+        reward: Floats,
+        terms: Mapping[str, Floats],
+        done: Bools,
+        truncated: Bools,
+        intervened: Bools | None = None,
     ) -> list[EpisodeRecord]:
         """
         :param internal: internal variables after the step, ``(n, d)``
@@ -344,6 +360,7 @@ class EpisodeTracker:
         :param terms: what it consists of, ``(n,)`` each
         :param done: where an episode ended, ``(n,)``
         :param truncated: where it was cut off, ``(n,)``
+        :param intervened: where a shield changed the action, ``(n,)``; None without one
         :return: episodes that ended and were not handed out yet, by time and environment
         """
         column = self._filled
@@ -351,6 +368,8 @@ class EpisodeTracker:
         self._rewards[0, :, column] = reward
         for row, values in enumerate(terms.values(), start=1):
             self._rewards[row, :, column] = values
+        if self.shielded:
+            self._rewards[-1, :, column] = intervened
         self._done[:, column] = done
         self._truncated[:, column] = truncated
         self._filled += 1
@@ -380,13 +399,14 @@ class EpisodeTracker:
         self._digest()
         dims = np.array(self.viability.dims)[self._mentioned].tolist()
         held = 1.0 - self._sum_broken[self._mentioned] / self._sum_steps
-        means = self._sum_rewards[1:] / self._sum_steps
+        means = (self._sum_rewards[1:] / self._sum_steps).tolist()
         summary = StepSummary(
             steps=self._sum_steps,
             violations=self._violations - self._violations_before,
             min_margin=self._sum_lowest,
             satisfaction=dict(zip(dims, held.tolist(), strict=True)),
-            reward_terms=dict(zip(self.terms, means.tolist(), strict=True)),
+            reward_terms=dict(zip(self.terms, means[: len(self.terms)], strict=True)),
+            intervention_rate=means[-1] if self.shielded else None,
         )
         self._begin_summary()
         return summary
@@ -396,7 +416,7 @@ class EpisodeTracker:
         self._sum_steps = 0
         self._sum_lowest = math.inf
         self._sum_broken = np.zeros(len(self.viability.dims), dtype=np.intp)
-        self._sum_rewards = np.zeros(1 + len(self.terms))
+        self._sum_rewards = np.zeros(len(self._rewards))
 
     def _digest(self) -> None:
         """Work through the chunk. A stretch is what it holds of one episode: ``s`` of them, by environment and time."""
@@ -508,6 +528,7 @@ class EpisodeTracker:
         length, violations, violated_at, violated, near, recovered = map(int, totals[:_SINGLE])
         names = [constraint.text for constraint in self.viability.constraints]
         broken, (shaped_return, *returns) = totals[_SINGLE : _SINGLE + len(names)], totals[_SINGLE + len(names) :]
+        interventions = int(returns.pop()) if self.shielded else None
         reward_terms = dict(zip(self.terms, returns, strict=True))
         return EpisodeRecord(
             length=length,
@@ -525,4 +546,5 @@ class EpisodeTracker:
             reward_terms=reward_terms,
             env=env,
             timestep=timestep,
+            interventions=interventions,
         )

@@ -76,6 +76,15 @@ def deaths(episodes: Sequence[EpisodeRecord]) -> dict[str, int] | None:
     return None if None in first else {constraint: first[constraint] for constraint in constraints}
 
 
+def intervention_rate(episodes: Sequence[EpisodeRecord]) -> float | None:
+    """
+    :param episodes: at least one
+    :return: share of their steps at which a shield changed the action; None if there was none
+    """
+    counts = [episode.interventions for episode in episodes if episode.interventions is not None]
+    return sum(counts) / sum(episode.length for episode in episodes) if len(counts) == len(episodes) else None
+
+
 def evaluation_figures(episodes: Sequence[EpisodeRecord], horizon: float) -> dict[str, Any]:
     """
     :param episodes: of an evaluation, at least one
@@ -103,6 +112,7 @@ def evaluation_figures(episodes: Sequence[EpisodeRecord], horizon: float) -> dic
             for constraint in episodes[0].satisfaction
         },
         "deaths": deaths(episodes),
+        "intervention_rate": intervention_rate(episodes),
         "recovery_rate": sum(episode.recovered_steps for episode in episodes) / near if near else math.nan,
         "task_return": mean_interval([episode.task_return for episode in episodes]),
         "reward_terms": {
@@ -125,6 +135,7 @@ def training_figures(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
         "violations": violations(episodes),
         "violations_per_1k_steps": per_thousand_steps(episodes),
         "violations_per_1k_steps_in_last_tenth": per_thousand_steps(last),
+        "intervention_rate": intervention_rate(episodes),
         "deaths": deaths(episodes),
     }
 

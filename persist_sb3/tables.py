@@ -43,6 +43,7 @@ def _evaluation(run: Figures) -> dict[str, str]:
         **{f"satisfied: {constraint}": _percent(share) for constraint, share in run["satisfaction"].items()},
         **_deaths(run),
         "recover from near the boundary": _percent(run["recovery_rate"]),
+        **_interventions(run),
         "task return": _mean(run["task_return"]),
         **{f"reward term: {term}": _mean(mean) for term, mean in run["reward_terms"].items() if term != "task"},
     }
@@ -56,7 +57,13 @@ def _training(run: Figures) -> dict[str, str]:
         "violations per 1k steps": f"{run['violations_per_1k_steps']:.2f}",
         "  in the last tenth": f"{run['violations_per_1k_steps_in_last_tenth']:.2f}",
         **_deaths(run),
+        **_interventions(run),
     }
+
+
+def _interventions(run: Figures) -> dict[str, str]:
+    rate = run["intervention_rate"]
+    return {} if rate is None else {"actions changed by the shield": _percent(rate)}
 
 
 def _deaths(run: Figures) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The shield over countable actions: the nearest safe action, against brute force; masks; what happens when none passes."""
+"""The shield over countable actions: the nearest safe action, by brute force; masks; what happens when none passes."""
 
 from typing import Any
 

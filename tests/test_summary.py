@@ -107,6 +107,7 @@ def test_figures_of_training() -> None:
         "violations_per_1k_steps": 91.0,
         "violations_per_1k_steps_in_last_tenth": 10.0,
         "deaths": {"a >= 0": 90, "b >= 0": 1},
+        "intervention_rate": None,
     }
 
 

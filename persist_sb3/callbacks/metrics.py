@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -34,7 +35,8 @@ class MetricsCallback(PersistCallback):
       longest episode) and ``time_to_violation_median`` (once half of them violate), ``survival`` (share that ends
       without a violation), ``recovery_rate``;
     - of the steps since the last time: ``satisfaction/<variable>``, ``min_margin``, ``violations_per_1k_steps``,
-      ``reward_terms/<name>`` (mean a step), and ``policy_entropy`` (see :func:`policy_entropy`);
+      ``reward_terms/<name>`` (mean a step), ``policy_entropy`` (see :func:`policy_entropy`), and ``intervention_rate``
+      (share at which a shield changed the action);
     - of the whole run, and of the run that it resumes: ``violations`` (steps), ``deaths/<constraint>`` (episodes that
       violated this constraint first).
 
@@ -127,6 +129,7 @@ class MetricsCallback(PersistCallback):
 
     def _on_step(self) -> bool:
         step = self.store.read(self.locals)
+        intervened = _interventions(self.locals["infos"])
         if self._tracker is None:
             self._tracker = EpisodeTracker(
                 self._viability,
@@ -137,9 +140,12 @@ class MetricsCallback(PersistCallback):
                 horizon=self.recovery_horizon,
                 midway=self._midway,
                 prompt=False,
+                shielded=intervened is not None,
             )
             self._began_at = self.num_timesteps - len(step)
-        self._keep(self._tracker.step(step.next_internal, step.reward, step.terms, step.done, step.truncated))
+        self._keep(
+            self._tracker.step(step.next_internal, step.reward, step.terms, step.done, step.truncated, intervened)
+        )
         return super()._on_step()
 
     def _keep(self, records: Sequence[EpisodeRecord]) -> None:
@@ -175,6 +181,8 @@ class MetricsCallback(PersistCallback):
             self._record(f"satisfaction/{name}", rate)
         for name, mean in steps.reward_terms.items():
             self._record(f"reward_terms/{name}", mean)
+        if steps.intervention_rate is not None:
+            self._record("intervention_rate", steps.intervention_rate)
         entropy = policy_entropy(self.model)
         if entropy is not None:
             self._record("policy_entropy", entropy)
@@ -201,6 +209,14 @@ class MetricsCallback(PersistCallback):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _interventions(infos: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_] | None:
+    """
+    :param infos: of one step
+    :return: where a shield changed the action, ``(n,)``; None if there is no shield
+    """
+    return np.array([info["intervened"] for info in infos]) if "intervened" in infos[0] else None
 
 
 def _drop_torn_line(path: Path) -> None:
