@@ -49,8 +49,6 @@ class LayerOwner:
     layer_type: ClassVar[type[Layer]]
     layer: Layer
     _step: Step
-    #: Whether the layer shows something else than it sees.
-    _views: bool
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -72,7 +70,6 @@ class LayerOwner:
 
         layer.attach(num_envs, observation_space, action_space, find)
         self.layer = layer
-        self._views = type(layer).view is not Layer.view
         self._step = Step()
 
     def _turn_over(
@@ -87,7 +84,7 @@ class LayerOwner:
         :param set_last: takes the number of an environment, and its last observation as the layer shows it
         :return: what is shown above the layer, ``(n, ...)``
         """
-        if not self._views:
+        if not self.layer.views:
             self.layer.begin(ended, observation, infos)
             return observation
         seen = self.layer.view(self.layer.everyone, self._step.next_observation)
@@ -219,7 +216,8 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
         step.defer_next_observation(
             lambda: with_rows(observation, ended, stack([infos[slot]["terminal_observation"] for slot in ended]))
         )
-        step.truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        step.truncated = np.zeros_like(dones)
+        step.truncated[ended] = [infos[slot].get("TimeLimit.truncated", False) for slot in ended.tolist()]
         step.terminated = dones & ~step.truncated
         rewards = layer.after(step)
 

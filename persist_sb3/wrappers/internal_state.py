@@ -70,6 +70,10 @@ class InternalStateLayer(Layer):
         self.append = append
         self.check_finite = check_finite
 
+    @property
+    def views(self) -> bool:
+        return self.append
+
     def attach(
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
     ) -> None:

@@ -70,6 +70,11 @@ class Layer:
     action_space: spaces.Space[Any]
     everyone: NDArray[np.intp]
 
+    @property
+    def views(self) -> bool:
+        """Whether :meth:`view` shows something else than it sees; where it does not, adapters may leave it out."""
+        return type(self).view is not Layer.view
+
     def attach(
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
     ) -> None:
