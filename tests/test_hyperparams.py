@@ -13,13 +13,15 @@ from rl_zoo3.exp_manager import ExperimentManager
 from persist_sb3 import hyperparams, zoo
 from persist_sb3.viability import ViabilitySet
 
-DISCRETE = {"GridLife-v0", "GridLifeFlat-v0", "GridLifeExplore-v0"}
-CONTINUOUS = {"GridLifeContinuous-v0", "GridLifeContinuousFlat-v0"}
+PLAIN = {"GridLife-v0", "GridLifeFlat-v0", "GridLifeExplore-v0", "GridLifeContinuous-v0", "GridLifeContinuousFlat-v0"}
+SHIELDED = {"GridLifeScent-v0", "GridLifeContinuousScent-v0"}
+CONTINUOUS = {env_id for env_id in PLAIN | SHIELDED if "Continuous" in env_id}
+DISCRETE = (PLAIN | SHIELDED) - CONTINUOUS
 SHIPPED = {
     "a2c": DISCRETE | {"CartPole-v1"},
     "dqn": DISCRETE | {"CartPole-v1"},
     "ppo": DISCRETE | CONTINUOUS | {"CartPole-v1", "Pendulum-v1"},
-    "ppo_lstm": DISCRETE | {"CartPole-v1"},
+    "ppo_lstm": (DISCRETE & PLAIN) | {"CartPole-v1"},
     "ppo_mask": DISCRETE,
     "qrdqn": DISCRETE | {"CartPole-v1"},
     "sac": CONTINUOUS | {"Pendulum-v1"},
@@ -45,7 +47,9 @@ def test_default_has_no_layers(algo: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "env_ids", [DISCRETE | CONTINUOUS, {"CartPole-v1"}, {"Pendulum-v1"}], ids=["GridLife", "CartPole", "Pendulum"]
+    "env_ids",
+    [PLAIN, SHIELDED, {"CartPole-v1"}, {"Pendulum-v1"}],
+    ids=["GridLife", "GridLife shielded", "CartPole", "Pendulum"],
 )
 def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: set[str]) -> None:
     entries = [hyperparams.load(algo)[env_id] for algo, env_id in ENTRIES if env_id in env_ids]

@@ -8,6 +8,8 @@ ENV_IDS: dict[str, dict[str, object]] = {
     "GridLifeFlat-v0": {"flat": True},
     "GridLifeContinuous-v0": {"continuous": True},
     "GridLifeContinuousFlat-v0": {"continuous": True, "flat": True},
+    "GridLifeScent-v0": {"scent": True},
+    "GridLifeContinuousScent-v0": {"scent": True, "continuous": True},
     "GridLifeExplore-v0": {"task": "explore", "items": 0},
 }
 
