@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from persist_sb3.homeostat import Homeostat
 from persist_sb3.internal import InternalSource
+from persist_sb3.shield.enumerated import Correction
+from persist_sb3.shield.lookahead import Mode
+from persist_sb3.shield.projection import Projection
 from persist_sb3.viability import ViabilitySet
 
 if TYPE_CHECKING:
@@ -88,12 +91,56 @@ class InternalStateSection(_Section):
 
 class ShieldSection(_Section):
     """
-    :param conf: confidence with which an action must be safe, ``alpha``
-    :param horizon: steps that are foreseen
+    :param mode: who judges the actions, see :class:`~persist_sb3.wrappers.ActionShield`. Default: ``"verify"`` if
+        ``conf`` or ``horizon`` asks for a look ahead, else ``"critic"``
+    :param conf: confidence with which an action must be safe, ``alpha``. Default: the shield's own
+    :param horizon: steps that are foreseen. Default: the shield's own
+    :param threshold: least value of an action that passes, in scaled margins; or ``"calibrated"``: the least with which
+        a share ``conf`` of them is safe, as measured in training
+    :param correction: what replaces an action that does not pass. Default: ``"mask"`` for PPO_MASK, else ``"project"``
+    :param projection: how the nearest safe Box action is looked for
+    :param intervention_penalty: what a changed action costs the policy that proposed it
+    :param min_updates: gradient steps of a model before it is trusted
+    :param fallback: an action known to be safe, executed while the shield waits and where a model fails
     """
 
-    conf: Probability = 0.97
-    horizon: Annotated[int, Field(gt=0)] = 8
+    mode: Mode | None = None
+    conf: Probability | None = None
+    horizon: Annotated[int, Field(gt=0)] | None = None
+    threshold: float | Literal["calibrated"] = 0.2
+    correction: Correction | None = None
+    projection: Projection = "cem"
+    intervention_penalty: NonNegative = 0.0
+    min_updates: Annotated[int, Field(ge=0)] = 500
+    fallback: int | tuple[float, ...] | None = None
+
+    @property
+    def judge(self) -> Mode:
+        """The mode, given or default."""
+        if self.mode is not None:
+            return self.mode
+        asks = self.horizon is not None or (self.conf is not None and self.threshold != "calibrated")
+        return "verify" if asks else "critic"
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "ShieldSection":
+        unused = {"horizon": self.horizon, "conf": None if self.threshold == "calibrated" else self.conf}
+        for key, value in unused.items():
+            if self.judge == "critic" and value is not None:
+                raise ValueError(
+                    f"{key}={value} is nothing that mode='critic' asks: use mode='verify', or leave {key} out"
+                )
+        return self
+
+    @property
+    def callbacks(self) -> list[str]:
+        """Names of the callbacks that train what it needs."""
+        names = ["ViabilityCallback"]
+        if self.judge != "critic":
+            names += ["InternalModelCallback", "WorldModelCallback"]
+        if self.judge == "amortised":
+            names.append("SafetyNetworkCallback")
+        return names
 
 
 class ViabilitySection(_Section):
@@ -198,6 +245,13 @@ class PersistConfig(_Section):
             scale=self.viability.scale,
         )
         Homeostat(state.mu, state.w or [1.0] * len(state.dims), form=rewards.form, n=rewards.n, m=rewards.m)
+        if self.train.model_rollouts is not None and (
+            self.viability.shield is None or self.viability.shield.judge == "critic"
+        ):
+            raise ValueError(
+                f"train.model_rollouts={self.train.model_rollouts} is for a shield that looks ahead: set "
+                "viability.shield.mode to 'verify', 'search' or 'amortised', or leave it out"
+            )
         if (rewards.intrinsic == "none") != (rewards.lambda_intr == 0.0):
             raise ValueError(
                 f"rewards.intrinsic={rewards.intrinsic!r} and rewards.lambda_intr={rewards.lambda_intr} contradict "
@@ -255,8 +309,6 @@ class PersistConfig(_Section):
             innermost first
         :raises RuntimeError: if the configuration asks for a layer that this version does not have
         """
-        if self.viability.shield is not None:
-            raise RuntimeError("viability.shield: this version has no shield yet; remove the key to train without one")
         if self.rewards.intrinsic not in ("none", "rnd"):
             raise RuntimeError(
                 f"rewards.intrinsic={self.rewards.intrinsic!r}: this version has only 'rnd'; name that, or set it to "
@@ -287,7 +339,29 @@ class PersistConfig(_Section):
             layers.append(("HomeostatReward", homeostat))
         if rewards.intrinsic == "rnd":
             layers.append(("RNDBonus", {"weight": rewards.lambda_intr}))
+        if self.viability.shield is not None:
+            layers.append(("ActionShield", self._shield(self.viability.shield)))
         return [(name, {key: value for key, value in kwargs.items() if value is not None}) for name, kwargs in layers]
+
+    def _shield(self, shield: ShieldSection) -> dict[str, Any]:
+        """
+        :param shield: what is asked for
+        :return: parameters of the layer
+        """
+        default = "mask" if self.algo == "ppo_mask" else "project"
+        return {
+            "threshold": shield.threshold,
+            "correction": shield.correction or default,
+            "projection": shield.projection if self.algo in CONTINUOUS_OFF_POLICY else None,
+            # Off-policy the penalty is paid in the replay buffer, by the proposed action alone.
+            "intervention_penalty": shield.intervention_penalty if self.algo in ON_POLICY else None,
+            "min_updates": shield.min_updates,
+            "fallback": list(shield.fallback) if isinstance(shield.fallback, tuple) else shield.fallback,
+            "mode": shield.judge,
+            "conf": shield.conf,
+            "horizon": shield.horizon,
+            "rollouts": self.train.model_rollouts,
+        }
 
     def wrap(self, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         """
@@ -319,7 +393,8 @@ class PersistConfig(_Section):
 
     def _callback_names(self) -> list[str]:
         intrinsic = ["RNDCallback"] if self.rewards.intrinsic == "rnd" else []
-        return [*intrinsic, "MetricsCallback"]
+        shield = self.viability.shield
+        return [*intrinsic, *(shield.callbacks if shield is not None else []), "MetricsCallback"]
 
     def zoo_entry(self) -> dict[str, Any]:
         """
@@ -340,4 +415,22 @@ class PersistConfig(_Section):
                 entry["n_steps"] = train.update_every
             else:
                 entry |= {"train_freq": train.update_every, "gradient_steps": train.update_every}
+        if self.viability.shield is not None and self.algo not in ON_POLICY:
+            entry |= self._replay_buffer(self.viability.shield)
         return {key: value for key, value in entry.items() if value is not None}
+
+    def _replay_buffer(self, shield: ShieldSection) -> dict[str, Any]:
+        """
+        :param shield: that changes actions
+        :return: the replay buffer that an off-policy algorithm learns from, as rl-zoo3 reads it
+        """
+        with gym.make(self.env_id, **self.env_kwargs) as env:
+            kind = "Dict" if isinstance(env.observation_space, gym.spaces.Dict) else ""
+        entry: dict[str, Any] = {
+            "replay_buffer_class": f"get_class_by_name('persist_sb3.buffers.ExecutedAction{kind}ReplayBuffer')"
+        }
+        if shield.intervention_penalty:
+            # Where the executed action alone is learned, nothing would pay.
+            penalty = {"learn_from": "both", "intervention_penalty": shield.intervention_penalty}
+            entry["replay_buffer_kwargs"] = penalty
+        return entry

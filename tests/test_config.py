@@ -7,11 +7,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from rl_zoo3.utils import get_wrapper_class
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from persist_sb3.config import PersistConfig
-from persist_sb3.wrappers import HomeostatReward, InternalState, VecHomeostatReward
+from persist_sb3.wrappers import ActionShield, HomeostatReward, InternalState, VecActionShield, VecHomeostatReward
 
 REFERENCE = """
 env: {name: "GridLife-v0", horizon: 512}
@@ -54,6 +55,12 @@ def test_reads_the_reference_file(tmp_path: Path) -> None:
         ({"viability": {"constraints": ["enery >= 0.2"]}}, "energy"),
         ({"viability": {"constraints": ["energy => 0.2"]}}, r"\^"),
         ({"viability": {"shield": {"conf": 1.0}}}, "less than 1"),
+        ({"viability": {"shield": {"horizn": 3}}}, "did you mean 'horizon'"),
+        ({"viability": {"shield": {"mode": "critic", "conf": 0.9}}}, "mode='verify'"),
+        ({"viability": {"shield": {"mode": "critic", "horizon": 3}}}, "mode='verify'"),
+        ({"viability": {"shield": {"threshold": "safe"}}}, "calibrated"),
+        ({"viability": {"shield": {}}, "train": {"model_rollouts": 5}}, "looks ahead"),
+        ({"train": {"model_rollouts": 5}}, "looks ahead"),
         ({"train": {"algo": "SACK"}}, "did you mean 'sac'"),
         ({"train": {"gamma": 1.5}}, "gamma"),
         ({"internal_state": {"source": {"energy": {"initial": 1.0, "leak": 0.1}}}}, "leak"),
@@ -77,7 +84,6 @@ def test_refuses_other_files(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"viability": {"shield": {}}}, "shield"),
         ({"rewards": {"intrinsic": "surprise", "lambda_intr": 0.1}}, "intrinsic"),
     ],
 )
@@ -102,6 +108,69 @@ def test_both_doors_give_the_same_rewards() -> None:
     for t in range(8):
         reward = np.float32(single.step(t % 2)[1])
         assert reward == vec.step(np.array([t % 2]))[1][0] == zoo.step(np.array([t % 2]))[1][0]
+
+
+def shielded(algo: str = "PPO", env: str = "CartPole-v1", train: dict[str, Any] | None = None, **shield: Any) -> Any:
+    data = CARTPOLE if env == "CartPole-v1" else {}
+    viability = {**data.get("viability", {}), "shield": shield}
+    train = {"algo": algo, **(train or {})}
+    return PersistConfig.model_validate({**data, "env": {"name": env}, "viability": viability, "train": train})
+
+
+def test_the_shield_is_the_outermost_layer_through_every_door() -> None:
+    config = shielded(threshold=0.15, correction="replace", intervention_penalty=0.5, fallback=1)
+    single = config.wrap(gym.make("CartPole-v1"))
+    vec = config.wrap_vec(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    wrapper: Any = get_wrapper_class(config.zoo_entry(), "vec_env_wrapper")
+    zoo = wrapper(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    assert isinstance(single, ActionShield)
+    assert isinstance(vec, VecActionShield) and isinstance(zoo, VecActionShield)
+    for layer in (single.layer, vec.layer, zoo.layer):
+        assert (layer.threshold, layer.correction, layer.intervention_penalty) == (0.15, "replace", 0.5)
+        assert layer.mode == "critic" and layer.fallback == 1
+    assert [type(callback).__name__ for callback in config.callbacks()] == ["ViabilityCallback", "MetricsCallback"]
+
+
+def test_confidence_and_horizon_ask_for_a_look_ahead() -> None:
+    config = shielded(conf=0.97, horizon=8, train={"model_rollouts": 5})
+    layer = config.wrap(gym.make("CartPole-v1")).layer
+    assert (layer.mode, layer.lookahead.conf, layer.lookahead.horizon, layer.lookahead.rollouts) == (
+        "verify",
+        0.97,
+        8,
+        5,
+    )
+    names = [type(callback).__name__ for callback in config.callbacks()]
+    assert names == ["ViabilityCallback", "InternalModelCallback", "WorldModelCallback", "MetricsCallback"]
+    assert "SafetyNetworkCallback" in [type(c).__name__ for c in shielded(mode="amortised").callbacks()]
+
+
+def test_masks_for_the_algorithm_that_takes_them() -> None:
+    assert dict(shielded("PPO_MASK").layers())["ActionShield"]["correction"] == "mask"
+    assert dict(shielded("PPO").layers())["ActionShield"]["correction"] == "project"
+
+
+@pytest.mark.parametrize(
+    ("algo", "env", "kind"),
+    [("DQN", "CartPole-v1", ""), ("DQN", "GridLife-v0", "Dict"), ("SAC", "GridLifeFlat-v0", "")],
+)
+def test_off_policy_algorithms_learn_what_was_executed(algo: str, env: str, kind: str) -> None:
+    entry = shielded(algo, env).zoo_entry()
+    assert entry["replay_buffer_class"] == f"get_class_by_name('persist_sb3.buffers.ExecutedAction{kind}ReplayBuffer')"
+    assert "replay_buffer_kwargs" not in entry
+    config = shielded(algo, env, intervention_penalty=0.5)
+    assert config.zoo_entry()["replay_buffer_kwargs"] == {"learn_from": "both", "intervention_penalty": 0.5}
+    # Paid twice it would punish the executed action.
+    assert "intervention_penalty" not in dict(config.layers())["ActionShield"]
+    assert "replay_buffer_class" not in shielded("PPO", "CartPole-v1").zoo_entry()
+
+
+@pytest.mark.parametrize("algorithm", [PPO, MaskablePPO])
+def test_the_python_door_trains_with_a_shield(algorithm: Any) -> None:
+    config = shielded("PPO_MASK" if algorithm is MaskablePPO else "PPO", min_updates=10)
+    model = algorithm("MlpPolicy", config.wrap(gym.make("CartPole-v1")), n_steps=1200, batch_size=400, n_epochs=1)
+    model.learn(1200, callback=config.callbacks())
+    assert int(model.persist.parts["viability"].updates) >= 10
 
 
 def test_no_homeostat_without_weight() -> None:
