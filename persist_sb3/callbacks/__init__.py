@@ -2,6 +2,7 @@
 
 from persist_sb3._doors import refuse_root_import
 from persist_sb3.callbacks.base import PersistCallback, bind_all
+from persist_sb3.callbacks.behaviour_cloning import BehaviourCloningCallback
 from persist_sb3.callbacks.internal_model import InternalModelCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
@@ -10,6 +11,7 @@ from persist_sb3.callbacks.viability import ViabilityCallback
 from persist_sb3.callbacks.world_model import WorldModelCallback
 
 __all__ = [
+    "BehaviourCloningCallback",
     "InternalModelCallback",
     "MetricsCallback",
     "PersistCallback",
