@@ -1,5 +1,6 @@
 """Demonstrations: what is recorded is what happened, what is unsafe is refused, what is written is read again."""
 
+import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
+from persist_sb3.__main__ import main
 from persist_sb3.batch import tree_map
 from persist_sb3.buffers import DemonstrationError, Demonstrations, Transitions
 from persist_sb3.buffers.minari import read_minari, write_minari
@@ -422,3 +424,12 @@ def test_the_command_says_what_is_wrong(
     assert stopped.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_shows_examples(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["persist-sb3", "demonstrate", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "examples:\n  persist-sb3 demonstrate --env GridLife-v0 --episodes 20 --output demos.npz" in printed

@@ -80,6 +80,11 @@ class ExecutedActionReplayBuffer(ReplayBuffer):
         #: Steps on which the shield intervened, of all environments together.
         self.interventions = 0
         self._low, self._high = _limits(action_space)
+        self._centre, self._half = np.zeros(1), np.ones(1)
+        if isinstance(action_space, spaces.Box):
+            # SB3 stores Box actions scaled to [-1, 1].
+            low, high = (limit.ravel().astype(np.float64) for limit in (action_space.low, action_space.high))
+            self._centre, self._half = (high + low) / 2.0, (high - low) / 2.0
         self._width = self.action_dim
         if learn_from == "both":
             # A row holds what was executed, what was proposed, and whether the shield intervened, so that SB3's own
@@ -107,7 +112,9 @@ class ExecutedActionReplayBuffer(ReplayBuffer):
         """
         proposed = action.reshape(self.n_envs, self._width)
         executed, moved = self._executed(proposed, infos)
-        intervened = np.array([info.get("intervened", other) for info, other in zip(infos, moved, strict=True)], bool)
+        intervened = np.array(
+            [info.get("intervened", other) for info, other in zip(infos, moved.tolist(), strict=True)]
+        )
         self.interventions += int(intervened.sum())
         if self.learn_from == "both":
             action = np.concatenate([executed, proposed, intervened[:, None]], axis=1)
@@ -124,24 +131,24 @@ class ExecutedActionReplayBuffer(ReplayBuffer):
         :return: what was executed, as SB3 stores it, ``(n, A)``, and where that is something else, ``(n,)``
         """
         moved = np.zeros(len(proposed), dtype=bool)
-        slots = np.array([slot for slot, info in enumerate(infos) if "executed_action" in info], dtype=np.intp)
-        if not len(slots):
+        where = [slot for slot, info in enumerate(infos) if "executed_action" in info]
+        if not where:
             return proposed, moved
-        rows = np.array([np.ravel(infos[slot]["executed_action"]) for slot in slots], dtype=np.float64)
-        if isinstance(self.action_space, spaces.Box):
-            low, high = self.action_space.low.ravel(), self.action_space.high.ravel()
-            rows = 2.0 * (rows - low) / (high - low) - 1.0
-        # NaN fails the comparison too.
-        inside = ((rows >= self._low - ROUNDING) & (rows <= self._high + ROUNDING)).all(axis=1)
-        if not inside.all():
-            slot = int(slots[inside.argmin()])
+        slots = np.array(where)
+        rows = np.array([infos[slot]["executed_action"] for slot in where], dtype=np.float64).reshape(len(where), -1)
+        rows = (rows - self._centre) / self._half
+        # Negated, as NaN fails the comparison too.
+        outside = ~((rows >= self._low - ROUNDING) & (rows <= self._high + ROUNDING)).all(axis=1)
+        if outside.any():
+            slot = where[int(outside.argmax())]
             raise RuntimeError(
                 f"info['executed_action'] of environment {slot} is {infos[slot]['executed_action']!r}, which is not in "
                 f"{self.action_space}: whoever replaces actions must publish them in the units of the action space"
             )
-        moved[slots] = (np.abs(rows - proposed[slots]) > ROUNDING).any(axis=1)
+        changed = (np.abs(rows - proposed[slots]) > ROUNDING).any(axis=1)
+        moved[slots] = changed
         executed = proposed.copy()
-        executed[moved] = rows[moved[slots]]
+        executed[slots[changed]] = rows[changed]
         return executed, moved
 
     def _get_samples(self, batch_inds: NDArray[np.intp], env: VecNormalize | None = None) -> ReplayBufferSamples:
