@@ -58,8 +58,8 @@ class BoxShield:
         projection: Projection = "cem",
         verifier: Verifier | None = None,
         band: float = 0.1,
-        samples: int = 32,
-        rounds: int = 5,
+        samples: int = 48,
+        rounds: int = 6,
     ) -> None:
         self._spec = spec
         self._critic = critic

@@ -1,0 +1,168 @@
+"""The viability critic of real-valued actions, against a double integrator whose viable set is known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from persist_sb3.buffers import ExecutedActionReplayBuffer
+from persist_sb3.callbacks import ViabilityCallback
+from persist_sb3.models.base import rebuild
+from persist_sb3.models.spec import StateSpec
+from persist_sb3.models.viability import ViabilityCritic
+from persist_sb3.viability import ViabilitySet
+from persist_sb3.wrappers import VecActionShield, VecInternalState
+from tests.toys import Wall
+
+THRESHOLD = 0.1
+LAYER: dict[str, Any] = {
+    "dims": ["position", "velocity"],
+    "sources": {"position": "obs[0]", "velocity": "obs[1]"},
+    "constraints": ["position <= 1"],
+    "mu": [0.0, 0.0],
+}
+
+
+def make_env(n: int = 8, shield: dict[str, Any] | None = None, **wall: Any) -> VecEnv:
+    venv: VecEnv = VecInternalState(DummyVecEnv([lambda: Wall(**wall)] * n), **LAYER)
+    return venv if shield is None else VecActionShield(venv, **shield)
+
+
+def make_critic(**more: Any) -> ViabilityCritic:
+    env = Wall()
+    viability = ViabilitySet(LAYER["constraints"], LAYER["dims"], mu=LAYER["mu"])
+    return ViabilityCritic(StateSpec(env.observation_space, env.action_space, viability), **more)
+
+
+def states(position: NDArray[Any], velocity: NDArray[Any]) -> NDArray[np.float32]:
+    x = np.stack([position, velocity], axis=1)
+    return np.concatenate([x, x], axis=1, dtype=np.float32, casting="same_kind")
+
+
+@pytest.fixture(scope="module")
+def critic() -> ViabilityCritic:
+    """Trained on a policy that never learns, and so acts at random."""
+    model = PPO("MlpPolicy", make_env(anywhere=True), n_steps=64, n_epochs=1, learning_rate=0.0, seed=0)
+    callback = ViabilityCallback(gamma=0.98, net_arch=[48, 48], train_freq=1, learning_starts=500, tau=0.02)
+    model.learn(15_000, callback=callback)
+    return callback.actor
+
+
+@pytest.mark.slow
+def test_the_critic_knows_which_states_can_be_kept(critic: ViabilityCritic) -> None:
+    grid = np.meshgrid(np.linspace(-1.4, 0.98, 60), np.linspace(-1.4, 1.4, 60))
+    s = states(*(axis.ravel() for axis in grid))
+    reach = Wall.reach(s[:, :2])
+    away = np.abs(reach - 1.0) > 0.1
+    declared = critic.viability(s) >= 0.05
+    assert np.mean(declared[away] == (reach <= 1.0)[away]) >= 0.95
+    # Where it errs, it errs on the safe side.
+    assert np.mean(declared[away & (reach > 1.0)]) <= 0.1
+
+
+@pytest.mark.slow
+def test_the_safe_actor_brakes_where_it_must(critic: ViabilityCritic) -> None:
+    generator = np.random.default_rng(0)
+    s = states(generator.uniform(0.0, 0.9, 500), generator.uniform(0.4, 1.2, 500))
+    assert np.mean(critic.best_action(s)[:, 0] < -0.9) > 0.95
+
+
+class Reckless:
+    """Always pushes toward the wall with all force."""
+
+    def run(self, venv: VecEnv, steps: int) -> int:
+        """
+        :return: how often it hit the wall
+        """
+        venv.seed(0)
+        venv.reset()
+        hits = 0
+        for _ in range(steps):
+            _, _, _, infos = venv.step(np.ones((venv.num_envs, 1), dtype=np.float32))
+            hits += sum(info["internal"][0] > 1.0 for info in infos)
+        return hits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"projection": "gradient"}, {"correction": "replace"}], ids=str)
+def test_a_shield_stops_who_does_not_stop(critic: ViabilityCritic, more: dict[str, Any]) -> None:
+    bare, shielded = make_env(), make_env(shield={"threshold": THRESHOLD, "min_updates": 0, **more})
+    shielded.env_method("bind", {"viability": critic}, training=False)
+    hits = Reckless().run(bare, 300)
+    assert hits > 50
+    assert Reckless().run(shielded, 300) <= hits / 10
+
+
+def learn(seed: int, steps: int = 400) -> tuple[SAC, ViabilityCallback]:
+    env = make_env(2, shield={"threshold": THRESHOLD, "min_updates": 20}, anywhere=True)
+    model = SAC(
+        "MlpPolicy",
+        env,
+        learning_starts=50,
+        batch_size=16,
+        policy_kwargs={"net_arch": [8]},
+        replay_buffer_class=ExecutedActionReplayBuffer,
+        seed=seed,
+        device="cpu",
+    )
+    callback = ViabilityCallback(net_arch=[16], learning_starts=50, batch_size=32, train_freq=1)
+    model.learn(steps, callback=callback)
+    return model, callback
+
+
+def test_the_same_seed_gives_the_same_shielded_run() -> None:
+    (one, first), (two, second) = learn(0), learn(0)
+    assert isinstance(one.replay_buffer, ExecutedActionReplayBuffer)
+    assert isinstance(two.replay_buffer, ExecutedActionReplayBuffer)
+    assert one.replay_buffer.interventions == two.replay_buffer.interventions > 0
+    np.testing.assert_array_equal(one.replay_buffer.actions, two.replay_buffer.actions)
+    for a, b in zip(first.actor.parameters(), second.actor.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_safe_actor_climbs_and_the_critic_is_not_pulled_along() -> None:
+    """A pull on the critic by the actor's loss would raise its values without bound; they are averages of margins."""
+    _, callback = learn(1, 1500)
+    seen = callback.store.sample(500, np.random.default_rng(0))
+    state = callback.spec.encode(seen.observation, seen.internal)
+    margins = callback.spec.viability.margins(seen.internal)
+    assert callback.actor.viability(state).max() < margins.max() + 0.5
+    others = np.random.default_rng(0).uniform(-1.0, 1.0, (500, 1)).astype(np.float32)
+    assert callback.actor.viability(state).mean() > callback.actor.action_values(state, others)[:, 0].mean()
+
+
+def test_slopes_are_those_of_the_values() -> None:
+    critic = make_critic(net_arch=[16])
+    generator = np.random.default_rng(0)
+    s = generator.normal(size=(200, 4)).astype(np.float32)
+    action = generator.uniform(-1.0, 1.0, (200, 1)).astype(np.float32)
+    values, slopes = critic.action_slopes(s, action)
+    np.testing.assert_allclose(values, critic.action_values(s, action)[:, 0], atol=1e-6)
+    step = np.float32(1e-2)
+    rise = critic.action_values(s, action + step)[:, 0] - critic.action_values(s, action - step)[:, 0]
+    # A kink within the step changes the slope there; there are few.
+    assert np.mean(np.abs(rise / (2.0 * step) - slopes[:, 0]) < 1e-3) > 0.9
+
+
+def test_numpy_and_torch_agree_on_the_safest_action() -> None:
+    critic = make_critic(net_arch=[16])
+    s = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    expected = critic.safe_action(torch.as_tensor(s)).detach().numpy()
+    np.testing.assert_allclose(critic.best_action(s), expected, atol=1e-6)
+    np.testing.assert_array_equal(critic.viability(s), critic.action_values(s, critic.best_action(s))[:, 0])
+
+
+def test_a_saved_critic_keeps_its_safe_actor() -> None:
+    critic = make_critic(net_arch=[16])
+    again = rebuild(critic.state_dict(), critic.spec, ViabilityCritic)
+    s = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    np.testing.assert_array_equal(again.best_action(s), critic.best_action(s))
+
+
+def test_a_negative_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"target_noise=-0\.1 must be at least 0"):
+        ViabilityCallback(target_noise=-0.1)
