@@ -446,7 +446,8 @@ def test_evaluation_changes_nothing() -> None:
 
 def test_it_is_saved_and_resumed(tmp_path: Path) -> None:
     model = make_model(make_vec(make_noise))
-    model.learn(128, callback=RNDCallback(learning_starts=50, batch_size=16))
+    callback = RNDCallback(learning_starts=50, batch_size=16)
+    model.learn(128, callback=callback)
     model.save(tmp_path / "model.zip")
     before = copy.deepcopy(state_of(model))
     assert before["training"]["updates"] == 8
@@ -456,6 +457,7 @@ def test_it_is_saved_and_resumed(tmp_path: Path) -> None:
     started = recorder.started
     assert started is not None
     # The unit of the first rollout is what was measured up to then; all else is as it was.
+    assert float(started["rnd"]["unit"]) == pytest.approx(1.0 / callback._scale.std)
     started["rnd"]["unit"] = before["rnd"]["unit"]
     assert same(started, before)
     assert recorder.column("count")[0] == before["rnd"]["standardizer.count"]
