@@ -5,32 +5,24 @@ with five times the raw deviation reward on top, which pays the agent to die.
 Every agent is trained by ``train.py`` with the hyperparameters in ``persist_sb3/hyperparams/ppo.yml``, and evaluated on
 layouts that it has not seen. Agents that are there already are not trained again, so the benchmark can be interrupted::
 
-    python benchmarks/survival.py                                  # 5 seeds, 300k steps, 200 test episodes an agent
-    python benchmarks/survival.py --seeds 2 --timesteps 50000      # a quick look
+    python -m benchmarks.survival                                  # 5 seeds, 300k steps, 200 test episodes an agent
+    python -m benchmarks.survival --seeds 2 --timesteps 50000      # a quick look
 """
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from rliable import library, metrics
 
+from benchmarks.agents import FIGURES, evaluate_run, intervals, train
 from persist_sb3 import plots
-from persist_sb3.evaluation import evaluate
-from persist_sb3.metrics import EpisodeRecord, read_episodes, survival_curve
-from persist_sb3.runs import Run
+from persist_sb3.metrics import read_episodes
 
-ROOT = Path(__file__).resolve().parents[1]
 ENV = "GridLife-v0"
 INTERNAL = "persist_sb3.wrappers.VecInternalState"
 DEVIATION = {"persist_sb3.wrappers.VecHomeostatReward": {"w": [1.0, 0.5, 1.5], "weight": 5.0}}
@@ -42,20 +34,8 @@ CONDITIONS: dict[str, list[str]] = {
     "persist-sb3": [],
 }
 
-Records = list[EpisodeRecord]
-FIGURES: dict[str, tuple[Callable[[Records, Records], float], str]] = {
-    "survival share": (lambda test, _: float(np.mean([e.survived for e in test])), ".3f"),
-    "median time to violation": (lambda test, _: min(survival_curve(test).median, 512.0), ".0f"),
-    "task return an episode": (lambda test, _: float(np.mean([e.task_return for e in test])), ".1f"),
-    "task return in 512 steps alive": (
-        lambda test, _: 512.0 * sum(e.task_return for e in test) / sum(e.length for e in test),
-        ".1f",
-    ),
-    "violations while training": (lambda _, training: float(sum(e.violations for e in training)), ".0f"),
-}
 
-
-def train(condition: str, seed: int, timesteps: int, folder: Path) -> Path:
+def train_condition(condition: str, seed: int, timesteps: int, folder: Path) -> Path:
     """
     :param condition: a key of ``CONDITIONS``
     :param seed: of the run
@@ -64,42 +44,7 @@ def train(condition: str, seed: int, timesteps: int, folder: Path) -> Path:
     :return: the run's folder
     """
     logs = folder / condition.replace(" ", "-") / f"seed-{seed}"
-    run = logs / "ppo" / f"{ENV}_1"
-    if not (run / f"{ENV}.zip").is_file():
-        command = [sys.executable, str(ROOT / "train.py"), "--algo", "ppo", "--env", ENV, "--seed", str(seed)]
-        command += ["-n", str(timesteps), "--eval-freq", "-1", "--device", "cpu", "--verbose", "0", "-f", str(logs)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, *CONDITIONS[condition]], check=True, stdout=subprocess.DEVNULL, env=environment)
-    return run
-
-
-def evaluate_run(path: Path, episodes: int) -> Records:
-    """
-    :param path: the run's folder
-    :param episodes: how many
-    :return: evaluation episodes on test layouts, the same ones for every run
-    """
-    run = Run(path)
-    venv = run.make_env(20, split="test")
-    model = run.load_model(venv, seed=0)
-    records = [episode.record for episode in evaluate(model, venv, episodes, deterministic=False, seed=1_000_000)]
-    venv.close()
-    return records
-
-
-def intervals(scores: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, float, float]]:
-    """
-    :param scores: one score a seed, by condition
-    :return: mean over seeds, and the limits of its 95 % bootstrap interval (Agarwal et al., NeurIPS 2021)
-    """
-    matrices = {name: values[:, None] for name, values in scores.items()}
-    means, limits = library.get_interval_estimates(
-        matrices,
-        lambda matrix: np.array([metrics.aggregate_mean(matrix)]),
-        reps=5_000,
-        random_state=np.random.RandomState(0),
-    )
-    return {name: (float(means[name][0]), float(limits[name][0, 0]), float(limits[name][1, 0])) for name in scores}
+    return train(ENV, "ppo", CONDITIONS[condition], seed, timesteps, logs)
 
 
 def main() -> None:
@@ -117,7 +62,7 @@ def main() -> None:
     folder = arguments.folder / str(arguments.timesteps)
     with Progress() as progress, ThreadPoolExecutor(arguments.jobs) as pool:
         training = progress.add_task("training", total=len(work))
-        futures = [pool.submit(train, *item, arguments.timesteps, folder) for item in work]
+        futures = [pool.submit(train_condition, *item, arguments.timesteps, folder) for item in work]
         paths = []
         for future in futures:
             paths.append(future.result())

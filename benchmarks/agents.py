@@ -1,0 +1,91 @@
+"""What the benchmarks of trained agents share: train through ``train.py``, evaluate on unseen layouts, average."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rliable import library, metrics
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+from persist_sb3.evaluation import evaluate
+from persist_sb3.metrics import EpisodeRecord, survival_curve
+from persist_sb3.runs import Run
+from persist_sb3.wrappers.action_shield import ActionShieldLayer, VecActionShield
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Records = list[EpisodeRecord]
+#: What is reported of an agent: from its test and its training episodes, and how it is written.
+FIGURES: dict[str, tuple[Callable[[Records, Records], float], str]] = {
+    "survival share": (lambda test, _: float(np.mean([e.survived for e in test])), ".3f"),
+    "median time to violation": (lambda test, _: min(survival_curve(test).median, 512.0), ".0f"),
+    "task return an episode": (lambda test, _: float(np.mean([e.task_return for e in test])), ".1f"),
+    "task return in 512 steps alive": (
+        lambda test, _: 512.0 * sum(e.task_return for e in test) / sum(e.length for e in test),
+        ".1f",
+    ),
+    "violations while training": (lambda _, training: float(sum(e.violations for e in training)), ".0f"),
+}
+
+
+def train(env_id: str, algo: str, options: Sequence[str], seed: int, timesteps: int, logs: Path) -> Path:
+    """
+    :param env_id: environment
+    :param algo: rl-zoo3's name of the algorithm
+    :param options: further options of ``train.py``
+    :param seed: of the run
+    :param timesteps: of the run
+    :param logs: where the run is kept; if it is there already, it is not trained again
+    :return: the run's folder
+    """
+    run = logs / algo / f"{env_id}_1"
+    if not (run / f"{env_id}.zip").is_file():
+        command = [sys.executable, str(ROOT / "train.py"), "--algo", algo, "--env", env_id, "--seed", str(seed)]
+        command += ["-n", str(timesteps), "--eval-freq", "-1", "--device", "cpu", "--verbose", "0", "-f", str(logs)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL, env=environment)
+    return run
+
+
+def evaluate_run(path: Path, episodes: int, *, shield: bool = True) -> Records:
+    """
+    :param path: the run's folder
+    :param episodes: how many
+    :param shield: False lets every action pass
+    :return: evaluation episodes on test layouts, the same ones for every run
+    """
+    run = Run(path)
+    venv = run.make_env(20, split="test")
+    model = run.load_model(venv, seed=0)
+    if not shield:
+        _layer(venv).min_updates = sys.maxsize
+    records = [episode.record for episode in evaluate(model, venv, episodes, deterministic=False, seed=1_000_000)]
+    venv.close()
+    return records
+
+
+def _layer(venv: VecEnv) -> ActionShieldLayer:
+    while isinstance(venv, VecEnvWrapper):
+        if isinstance(venv, VecActionShield):
+            return venv.layer
+        venv = venv.venv
+    raise RuntimeError("this run has no shield that could be taken away")
+
+
+def intervals(scores: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, float, float]]:
+    """
+    :param scores: one score a seed, by condition
+    :return: mean over seeds, and the limits of its 95 % bootstrap interval (Agarwal et al., NeurIPS 2021)
+    """
+    matrices = {name: values[:, None] for name, values in scores.items()}
+    means, limits = library.get_interval_estimates(
+        matrices,
+        lambda matrix: np.array([metrics.aggregate_mean(matrix)]),
+        reps=5_000,
+        random_state=np.random.RandomState(0),
+    )
+    return {name: (float(means[name][0]), float(limits[name][0, 0]), float(limits[name][1, 0])) for name in scores}

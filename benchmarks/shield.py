@@ -1,0 +1,142 @@
+"""
+What the shield adds: agents on GridLife with the scent of food, trained with and without the shield, and with and
+without 20 demonstrations by the planner, all evaluated on layouts that they have not seen.
+
+Every agent is trained by ``train.py`` with the shipped hyperparameters. Agents that are there already are not trained
+again, so the benchmark can be interrupted::
+
+    python -m benchmarks.shield                               # 5 seeds, 300k steps, 200 test episodes an agent
+    python -m benchmarks.shield --seeds 2 --timesteps 50000   # a quick look
+    python -m benchmarks.shield --only "task reward" "shield" # some conditions
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.agents import FIGURES, evaluate_run, intervals, train
+from persist_sb3 import hyperparams, plots
+from persist_sb3.metrics import read_episodes
+
+ENV = "GridLifeScent-v0"
+#: Demonstrations are recorded once, on training layouts.
+EPISODES = 20
+INTERNAL, HOMEOSTAT, SHIELD = hyperparams.load("ppo")[ENV]["vec_env_wrapper"]
+METRICS, VIABILITY = hyperparams.load("ppo")[ENV]["callback"]
+CLONING = "persist_sb3.callbacks.BehaviourCloningCallback"
+BARE = ["-params", f"vec_env_wrapper:{[INTERNAL]}", f"callback:{[METRICS]}"]
+UNSHIELDED = ["-params", f"vec_env_wrapper:{[INTERNAL, HOMEOSTAT]}", f"callback:{[METRICS]}"]
+
+
+def conditions(demonstrations: Path) -> dict[str, tuple[str, list[str]]]:
+    """
+    :param demonstrations: their file
+    :return: algorithm, and what ``train.py`` is told, by name
+    """
+    cloning = {CLONING: {"demonstrations": str(demonstrations)}}
+    return {
+        "task reward": ("ppo", BARE),
+        "homeostat": ("ppo", UNSHIELDED),
+        "shield": ("ppo", []),
+        "shield, masks": ("ppo_mask", []),
+        "homeostat, demonstrations": ("ppo", [*UNSHIELDED[:-1], f"callback:{[METRICS, cloning]}"]),
+        "shield, masks, demonstrations": ("ppo_mask", ["-params", f"callback:{[METRICS, VIABILITY, cloning]}"]),
+    }
+
+
+def record(path: Path) -> Path:
+    """
+    :param path: where the demonstrations are to be
+    :return: the same
+    """
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "persist_sb3.demonstrate", "--env", ENV, "--episodes", str(EPISODES)]
+        subprocess.run([*command, "--task-weight", "3", "--output", str(path)], check=True, stdout=subprocess.DEVNULL)
+    return path.resolve()
+
+
+def main() -> None:
+    """Record and train what is missing, evaluate, and write the table and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="agents a condition")
+    parser.add_argument("--timesteps", type=int, default=300_000, help="environment steps an agent")
+    parser.add_argument("--episodes", type=int, default=200, help="test episodes an agent")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, one core each")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="conditions. Default: all")
+    parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/shield"), help="where the runs are kept")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    own = parser.parse_args()
+
+    everything = conditions(record(own.folder / "demonstrations.npz"))
+    if own.only and (unknown := set(own.only) - set(everything)):
+        parser.error(f"unknown conditions {sorted(unknown)}; there are {list(everything)}")
+    chosen = {name: everything[name] for name in own.only or everything}
+    work = [(name, seed) for seed in range(own.seeds) for name in chosen]
+    with Progress() as progress, ThreadPoolExecutor(own.jobs) as pool:
+        training = progress.add_task("training", total=len(work))
+        futures = [
+            pool.submit(
+                train,
+                ENV,
+                chosen[name][0],
+                chosen[name][1],
+                seed,
+                own.timesteps,
+                own.folder / str(own.timesteps) / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}",
+            )
+            for name, seed in work
+        ]
+        paths = []
+        for future in futures:
+            paths.append(future.result())
+            progress.advance(training)
+        evaluating = progress.add_task("evaluating", total=len(work))
+        tests, bare, trainings = {}, {}, {}
+        for (name, seed), path in zip(work, paths, strict=True):
+            tests[name, seed] = evaluate_run(path, own.episodes)
+            bare[name, seed] = evaluate_run(path, own.episodes, shield=False) if "shield" in name else tests[name, seed]
+            trainings[name, seed] = read_episodes(path / "persist.jsonl")
+            progress.advance(evaluating)
+
+    table = Table(title=f"{ENV}, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]")
+    table.add_column("")
+    for name in chosen:
+        table.add_column(name, justify="right")
+    results: dict[str, object] = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
+    figures = {**FIGURES, "survival share, shield off": FIGURES["survival share"]}
+    for figure, (score, style) in figures.items():
+        source = bare if figure.endswith("off") else tests
+        scores = {
+            name: np.array([score(source[name, seed], trainings[name, seed]) for seed in range(own.seeds)])
+            for name in chosen
+        }
+        estimates = intervals(scores)
+        table.add_row(figure, *(f"{m:{style}} [{low:{style}}, {high:{style}}]" for m, low, high in estimates.values()))
+        results[figure] = {name: {"mean": estimates[name], "seeds": scores[name].tolist()} for name in chosen}
+    rates = {
+        name: float(
+            np.mean([(e.interventions or 0) / e.length for seed in range(own.seeds) for e in tests[name, seed]])
+        )
+        for name in chosen
+    }
+    table.add_row("intervention rate", *(f"{rate:.3f}" for rate in rates.values()))
+    results["intervention rate"] = rates
+    Console(width=200).print(table)
+
+    own.output.mkdir(parents=True, exist_ok=True)
+    (own.output / "shield.json").write_text(json.dumps(results, indent=2) + "\n")
+    curves = {name: [record for seed in range(own.seeds) for record in tests[name, seed]] for name in chosen}
+    plots.save(plots.survival(curves), own.output / "shield.png")
+
+
+if __name__ == "__main__":
+    main()
