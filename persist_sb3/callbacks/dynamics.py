@@ -111,9 +111,10 @@ class DynamicsCallback(LearningCallback):
         if self._due():
             new = concatenate(self._new)
             self._new.clear()
+            state, action, successor = *self._inputs(new), self._successor(new)
             if self.updates:
-                state, action = self._inputs(new)
-                self._tests.add(state, action, self._successor(new))
+                self._tests.add(state, action, successor)
+            self.learner.measure(*map(self.tensor, (state, action, successor)))
         return super()._on_step()
 
     def _inputs(self, transitions: Transitions) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -129,7 +130,6 @@ class DynamicsCallback(LearningCallback):
         transitions, counts = batch
         state, action = map(self.tensor, self._inputs(transitions))
         target = self.tensor(self._successor(transitions))
-        self.learner.measure(state, target)
         loss = self.learner.loss(state, action, target, self.tensor(counts.T), self.beta)
         self.optimizer.zero_grad()
         loss.backward()

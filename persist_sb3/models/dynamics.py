@@ -12,23 +12,25 @@ from torch.nn import functional
 from persist_sb3.draws import Noise
 from persist_sb3.models.base import Model
 from persist_sb3.models.heads import Floats, Heads
+from persist_sb3.models.linear import LinearFit
 from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble, Standardizer
 from persist_sb3.models.spec import StateSpec
 
-#: Logarithm of the least and the greatest predicted variance, in units of the typical change's.
+#: Logarithm of the least and the greatest predicted variance, in units of the linear regression's.
 LOG_VAR_LOW, LOG_VAR_HIGH = -10.0, 5.0
 
-#: Least variance that changes are measured in: of what has never changed yet, the first change is finite.
-CHANGE_FLOOR = 1e-8
+#: Least variance that surprises are measured in: where there was none yet, the first is finite.
+FLOOR = 1e-8
 
 _LOG_2_PI = math.log(2.0 * math.pi)
 
 
 class Distribution(NamedTuple):
     """
-    What is predicted, in torch or in NumPy. Changes are standardised: 1 is the typical one.
+    What is predicted, in torch or in NumPy. Of numbers it is what they differ by from a linear regression, divided by
+    what they typically differ.
 
-    :param mean: of the change of each number, ``(..., g)``
+    :param mean: of each number, ``(..., g)``
     :param log_var: of its variance, ``(..., g)``
     :param one_hot: logits of the categorical columns, ``(..., c)``
     :param binary: logits of the binary columns, ``(..., b)``
@@ -62,7 +64,8 @@ class DynamicsModel(Model):
     An ensemble of networks that predict, from ``s`` and an action, the distribution of a part of ``s'``: Gaussians over
     the change of what is a number, categorical and Bernoulli distributions over the rest (the probabilistic ensemble of
     PETS, Chua et al., NeurIPS 2018). The members' own variance is what chance brings; what they disagree about is what
-    has not been learned.
+    has not been learned. Numbers are predicted relative to a linear regression, which is exact where physics is linear
+    and gradient descent slow.
 
     :meth:`predict` and :meth:`loss` are torch's, and differentiable in the action as well; everything else is NumPy,
     for the small batches of layers.
@@ -88,7 +91,7 @@ class DynamicsModel(Model):
         self.heads = heads
         self.members = members
         self.standardizer = Standardizer(spec.state_dim)
-        self.change = Standardizer(len(heads.numeric))
+        self.linear = LinearFit(spec.state_dim + spec.action_dim, len(heads.numeric))
         self.ensemble = EnsembleMLP(members, [spec.state_dim + spec.action_dim, *net_arch, heads.outputs])
         #: Gradient steps taken.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
@@ -119,11 +122,11 @@ class DynamicsModel(Model):
         :return: each member's mean and variance of the predicted part of ``s'``, ``(e, n, m)`` both
         """
         out = self.forward(state, action)
-        scale = (self.change.var + CHANGE_FLOOR).sqrt()
+        expected, scale = self._expected(state, action)
         numeric, one_hot, binary = self._columns(state.device)
         mean = state.new_zeros(self.members, len(state), self.heads.width)
         var = torch.zeros_like(mean)
-        mean = mean.index_copy(2, numeric, state[:, self.part][:, numeric] + self.change.mean + scale * out.mean)
+        mean = mean.index_copy(2, numeric, expected + scale * out.mean)
         var = var.index_copy(2, numeric, scale.square() * out.log_var.exp())
         for columns, p in ((one_hot, self._log_softmax(out.one_hot).exp()), (binary, out.binary.sigmoid())):
             mean = mean.index_copy(2, columns, p)
@@ -143,23 +146,30 @@ class DynamicsModel(Model):
         """
         numeric, one_hot, binary = self._columns(state.device)
         out = self.forward(state, action)
-        change = (target - state[:, self.part])[:, numeric]
-        scaled = (change - self.change.mean) / (self.change.var + CHANGE_FLOOR).sqrt()
+        expected, scale = self._expected(state, action)
+        scaled = (target[:, numeric] - expected) / scale
         loss = beta_nll(out.mean, out.log_var, scaled, beta).sum(dim=2)
         loss = loss - (self._log_softmax(out.one_hot) * target[:, one_hot]).sum(dim=2)
         switched = target[:, binary].expand_as(out.binary)
         loss = loss + functional.binary_cross_entropy_with_logits(out.binary, switched, reduction="none").sum(dim=2)
         return (weight * loss).mean(dim=1).sum() / self.heads.entries
 
-    def measure(self, state: torch.Tensor, target: torch.Tensor) -> None:
+    def measure(self, state: torch.Tensor, action: torch.Tensor, target: torch.Tensor) -> None:
         """
-        Take new data into account in the standardisation of states and changes.
+        Take new data into account in the standardisation and the linear regression; each once.
 
         :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
         :param target: the predicted part of ``s'``, ``(n, m)``
         """
         self.standardizer.update(state)
-        self.change.update((target - state[:, self.part])[:, self._columns(state.device)[0]])
+        change = (target - state[:, self.part])[:, self._columns(state.device)[0]]
+        self.linear.update(torch.cat([state, action], dim=1), change)
+
+    def _expected(self, state: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        change = self.linear(torch.cat([state, action], dim=1))
+        numbers = state[:, self.part][:, self._columns(state.device)[0]]
+        return numbers + change, (self.linear.residual + FLOOR).sqrt()
 
     def _columns(self, device: torch.device) -> list[torch.Tensor]:
         return [torch.as_tensor(c, device=device) for c in (self.heads.numeric, self.heads.one_hot, self.heads.binary)]
@@ -188,7 +198,13 @@ class DynamicsModel(Model):
                 gumbel = gumbel - np.log(-np.log(uniform))
             if len(self.heads.binary):
                 threshold = noise.random(out.binary.shape)
-        return self._assemble(state, change, self._likeliest(gumbel), _sigmoid(out.binary) > threshold)
+        heads = self.heads
+        expected, scale = self._fast_expected(state, action)
+        following = np.empty((len(state), heads.width), dtype=np.float32)
+        following[:, heads.numeric] = np.clip(expected + scale * change, heads.low, heads.high)
+        following[:, heads.one_hot] = self._likeliest(gumbel)
+        following[:, heads.binary] = _sigmoid(out.binary) > threshold
+        return following
 
     def moments(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
         """
@@ -199,10 +215,10 @@ class DynamicsModel(Model):
         :return: each member's mean and variance, ``(e, n, m)`` both
         """
         out = self._distribution(self._fast(self._inputs(state, action)))
-        centre, scale = self._change()
+        expected, scale = self._fast_expected(state, action)
         mean = np.empty((self.members, len(state), self.heads.width), dtype=np.float32)
         var = np.empty_like(mean)
-        mean[..., self.heads.numeric] = state[:, self.part][:, self.heads.numeric] + centre + scale * out.mean
+        mean[..., self.heads.numeric] = expected + scale * out.mean
         var[..., self.heads.numeric] = np.square(scale) * np.exp(out.log_var)
         one_hot = np.exp(self._fast_log_softmax(out.one_hot))
         for columns, p in ((self.heads.one_hot, one_hot), (self.heads.binary, _sigmoid(out.binary))):
@@ -219,8 +235,8 @@ class DynamicsModel(Model):
         """
         heads = self.heads
         out = self._distribution(self._fast(self._inputs(state, action)))
-        centre, scale = self._change()
-        scaled = ((target - state[:, self.part])[:, heads.numeric] - centre) / scale
+        expected, scale = self._fast_expected(state, action)
+        scaled = (target[:, heads.numeric] - expected) / scale
         gaussian = -0.5 * (out.log_var + np.square(scaled - out.mean) * np.exp(-out.log_var) + _LOG_2_PI) - np.log(
             scale
         )
@@ -234,13 +250,12 @@ class DynamicsModel(Model):
         """
         :param state: ``(n, D)``
         :param action: encoded, ``(n, A)``
-        :return: standard deviation of the members' means, in units of the typical change, averaged over numbers and
-            probabilities, ``(n,)``
+        :return: standard deviation of the members' means, in units of what a linear regression leaves open, averaged
+            over numbers and probabilities, ``(n,)``
         """
-        mean, _ = self.moments(state, action)
-        spread = mean.std(axis=0)
-        spread[:, self.heads.numeric] /= self._change()[1]
-        average: Floats = spread.mean(axis=1)
+        out = self._distribution(self._fast(self._inputs(state, action)))
+        likely = np.exp(self._fast_log_softmax(out.one_hot)), _sigmoid(out.binary)
+        average: Floats = np.concatenate([out.mean, *likely], axis=2).std(axis=0).mean(axis=1)
         return average
 
     def _inputs(self, state: Floats, action: Floats) -> Floats:
@@ -267,18 +282,11 @@ class DynamicsModel(Model):
         log_var = LOG_VAR_HIGH - _softplus(LOG_VAR_HIGH - raw)
         return Distribution(mean, LOG_VAR_LOW + _softplus(log_var - LOG_VAR_LOW), one_hot, binary)
 
-    def _change(self) -> tuple[Floats, Floats]:
-        return self.change.mean.numpy(), np.sqrt(self.change.var.numpy() + np.float32(CHANGE_FLOOR))
-
-    def _assemble(self, state: Floats, change: Floats, one_hot: Floats, binary: NDArray[np.bool_]) -> Floats:
-        heads = self.heads
-        centre, scale = self._change()
-        following = np.empty((len(state), heads.width), dtype=np.float32)
-        numbers = state[:, self.part][:, heads.numeric] + centre + scale * change
-        following[:, heads.numeric] = np.clip(numbers, heads.low, heads.high)
-        following[:, heads.one_hot] = one_hot
-        following[:, heads.binary] = binary
-        return following
+    def _fast_expected(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
+        linear = self.linear
+        change = np.concatenate([state, action], axis=1) @ linear.weight.numpy() + linear.bias.numpy()
+        scale = np.sqrt(linear.residual.numpy() + np.float32(FLOOR))
+        return state[:, self.part][:, self.heads.numeric] + change, scale
 
     def _likeliest(self, logits: Floats) -> Floats:
         """
