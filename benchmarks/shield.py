@@ -42,13 +42,23 @@ def conditions(demonstrations: Path) -> dict[str, tuple[str, list[str]]]:
     :return: algorithm, and what ``train.py`` is told, by name
     """
     cloning = {CLONING: {"demonstrations": str(demonstrations)}}
+    learning = {VIABILITY: {"demonstrations": str(demonstrations)}}
+    # The critic is asked once it has seen harm, too, of which the demonstrations show none.
+    patient = {name: {**parameters, "min_updates": 3000} for name, parameters in SHIELD.items()}
     return {
         "task reward": ("ppo", BARE),
         "homeostat": ("ppo", UNSHIELDED),
         "shield": ("ppo", []),
         "shield, masks": ("ppo_mask", []),
         "homeostat, demonstrations": ("ppo", [*UNSHIELDED[:-1], f"callback:{[METRICS, cloning]}"]),
-        "shield, masks, demonstrations": ("ppo_mask", ["-params", f"callback:{[METRICS, VIABILITY, cloning]}"]),
+        "shield, masks, demonstrations": (
+            "ppo_mask",
+            [
+                "-params",
+                f"vec_env_wrapper:{[INTERNAL, HOMEOSTAT, patient]}",
+                f"callback:{[METRICS, learning, cloning]}",
+            ],
+        ),
     }
 
 

@@ -14,13 +14,6 @@ from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic, reachability_target
 
-#: Of the soft maximum that conservatism lowers, in scaled margins: by how much an action that was not demonstrated is
-#: to fall behind, about.
-TEMPERATURE = 0.1
-
-#: Box actions that stand for all that were not demonstrated.
-ALTERNATIVES = 10
-
 
 class ViabilityCallback(LearningCallback):
     """
@@ -29,8 +22,7 @@ class ViabilityCallback(LearningCallback):
     ensemble. Logs under ``persist/viability/``: ``loss``, ``value`` (mean over the batch).
 
     With demonstrations it is first trained on those, and then on a share of them in every batch. They show no harm, so
-    where they are all that is known, actions unlike the demonstrated ones are valued less (conservative Q-learning,
-    Kumar et al., NeurIPS 2020): the agent begins by keeping to what was shown.
+    let the shield wait (``min_updates``) until the critic has seen some.
 
     Box actions are encoded in ``[-1, 1]``, and a deterministic safe actor learns the safest one, as in TD3 (Fujimoto et
     al., ICML 2018): it climbs the slowly following critics, and the backup smooths the value over a little noise on
@@ -45,7 +37,6 @@ class ViabilityCallback(LearningCallback):
         <persist_sb3.buffers.Demonstrations.save>` that holds them
     :param demonstration_share: part of each batch that is drawn from them
     :param pretrain_steps: gradient steps on them before the first step of the agent
-    :param conservatism: weight of valuing less what they do not show
     :param buffer_size: transitions kept to learn from
     :param batch_size: transitions in a gradient step
     :param learning_starts: transitions collected before the first gradient step
@@ -73,7 +64,6 @@ class ViabilityCallback(LearningCallback):
         demonstrations: Demonstrations | str | os.PathLike[str] | None = None,
         demonstration_share: float = 0.25,
         pretrain_steps: int = 2000,
-        conservatism: float = 1.0,
         buffer_size: int = 300_000,
         batch_size: int = 256,
         learning_starts: int = 1000,
@@ -107,13 +97,10 @@ class ViabilityCallback(LearningCallback):
             raise ValueError(f"demonstration_share={demonstration_share} must be in (0, 1)")
         if pretrain_steps < 0:
             raise ValueError(f"pretrain_steps={pretrain_steps} must not be negative")
-        if not conservatism >= 0.0:
-            raise ValueError(f"conservatism={conservatism} must be at least 0")
         self.target_noise = target_noise
         self.demonstrations = demonstrations
         self.demonstration_share = demonstration_share
         self.pretrain_steps = pretrain_steps
-        self.conservatism = conservatism
         self.gamma = gamma
         self.tau = tau
         self.net_arch = net_arch
@@ -121,22 +108,19 @@ class ViabilityCallback(LearningCallback):
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
-        self._shown = 0
         if self.demonstrations is None:
             return
         demonstrations = self.demonstrations
         if not isinstance(demonstrations, Demonstrations):
             demonstrations = Demonstrations.load(demonstrations, self.spec.viability)
         self.store.preload(demonstrations.transitions)
-        self._shown = self.batch_size
         while self.updates < self.pretrain_steps:
             self._update(self.store.sample(self.batch_size, self.generator, demonstration_share=1.0))
             self.updates += 1
-        self._shown = round(self.batch_size * self.demonstration_share)
         self._publish()
 
     def _sample(self) -> Transitions:
-        share = self.demonstration_share if self._shown else 0.0
+        share = 0.0 if self.demonstrations is None else self.demonstration_share
         return self.store.sample(self.batch_size, self.generator, share)
 
     def _make(self, spec: StateSpec) -> ViabilityCritic:
@@ -168,9 +152,6 @@ class ViabilityCallback(LearningCallback):
         values, chosen = self._values(state, batch.executed_action)
         predicted = values[:, torch.arange(len(state), device=state.device), chosen]
         loss = (predicted - target).square().mean(dim=(0, 1)).sum()
-        if self._shown:
-            shown = slice(-self._shown, None)
-            loss = loss + self.conservatism * self._unlike(state[shown], values[:, shown, :, 0], chosen[shown])
         if self.spec.continuous:
             # Nothing but the actor learns from this: the target's own parameters ask for no gradient.
             climbed = self.target(state, self.learner.safe_action(state))[:, :, 0, 0]
@@ -211,18 +192,3 @@ class ViabilityCallback(LearningCallback):
             return following
         values = self.target(state).min(dim=0).values
         return values[torch.arange(len(state), device=state.device), values[:, :, 0].argmax(dim=1)]
-
-    def _unlike(self, state: torch.Tensor, values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """
-        :param state: demonstrated, ``(r, D)``
-        :param values: of every action in it, or of the demonstrated Box action, ``(e, r, k)``
-        :param chosen: which action was demonstrated, ``(r,)``
-        :return: how much the others are valued, softly, beyond the demonstrated one
-        """
-        if self.spec.continuous:
-            size = (len(state) * ALTERNATIVES, self.spec.action_dim)
-            others = self.tensor(self.generator.uniform(-1.0, 1.0, size))
-            valued = self.learner(state.repeat_interleave(ALTERNATIVES, dim=0), others)[:, :, 0, 0]
-            values = torch.cat([values, valued.unflatten(1, (-1, ALTERNATIVES))], dim=2)
-        shown = values[:, torch.arange(len(chosen), device=values.device), chosen]
-        return (TEMPERATURE * (values / TEMPERATURE).logsumexp(dim=2) - shown).mean()
