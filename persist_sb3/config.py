@@ -140,6 +140,8 @@ class ShieldSection(_Section):
             names += ["InternalModelCallback", "WorldModelCallback"]
         if self.judge == "amortised":
             names.append("SafetyNetworkCallback")
+        if self.threshold == "calibrated":
+            names.append("CalibrationCallback")
         return names
 
 

@@ -21,6 +21,7 @@ CALLBACKS = {
     "internal_model": "InternalModelCallback",
     "world_model": "WorldModelCallback",
     "safety": "SafetyNetworkCallback",
+    "calibration": "CalibrationCallback",
 }
 
 #: Takes observations, internal variables and actions, and returns the next observations and internal variables.

@@ -3,7 +3,7 @@
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -21,6 +21,7 @@ from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.models.world import WorldModel
 from persist_sb3.shield import BoxShield, Correction, Decision, EnumeratedShield, Projection
 from persist_sb3.shield.amortised import AmortisedVerifier
+from persist_sb3.shield.calibration import Calibration
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.enumerated import Verifier
 from persist_sb3.shield.lookahead import CALLBACKS, MODES, Function, LookAhead, Mode, trained
@@ -39,6 +40,10 @@ KINDS: dict[str, type[Model]] = {
     "world_model": WorldModel,
     "safety": SafetyNetwork,
 }
+CALIBRATED: Literal["calibrated"] = "calibrated"
+
+#: Least value of an action that passes, while nothing has been measured.
+THRESHOLD = 0.2
 
 
 class ShieldError(RuntimeError):
@@ -66,15 +71,17 @@ class ActionShieldLayer(Layer):
     At every step it publishes ``info["intervened"]``. Where the action was changed, none passed, or a model failed,
     ``info["executed_action"]`` and ``info["shield"]`` tell what was done and why: the ``proposed`` action; ``value``
     (what the critic gives the proposed action) and ``executed_value``, in scaled margins; ``p_safe`` and
-    ``executed_p_safe`` (NaN where only the critic was asked); ``constraint`` (index of the one in danger), the
-    ``margin`` that it was foreseen to be left with and the ``step`` at which it was foreseen broken (-1: not known);
-    ``infeasible`` (no action passed: the safest was taken); ``failed`` (a model answered with something that is not a
+    ``executed_p_safe`` (by imagined futures, or as :class:`~persist_sb3.callbacks.CalibrationCallback` measured it; NaN
+    where neither was asked); ``constraint`` (index of the one in danger), the ``margin`` that it
+    was foreseen to be left with and the ``step`` at which it was foreseen broken (-1: not known); ``infeasible`` (no action passed: the safest was taken); ``failed`` (a model answered with something that is not a
     number: ``fallback`` was executed). In actions that can be enumerated, ``action_masks()`` tells which pass.
 
     A model is trained when it has taken ``min_updates`` gradient steps; until the critic is, the shield waits. In a
     replay it takes the models that were loaded with the policy.
 
-    :param threshold: least value of an action that passes, in scaled margins (1 at the setpoint, 0 at a limit)
+    :param threshold: least value of an action that passes, in scaled margins (1 at the setpoint, 0 at a limit); or
+        ``"calibrated"``: the least with which a share ``conf`` of the decisions near the boundary is safe, as
+        :class:`~persist_sb3.callbacks.CalibrationCallback` measures it (:data:`THRESHOLD` until it has)
     :param correction: what replaces an action that does not pass: ``"project"``, ``"replace"`` or ``"mask"``
     :param projection: how the nearest safe Box action is looked for: ``"cem"``, or ``"gradient"``, which is the
         better one from about four components on
@@ -99,7 +106,7 @@ class ActionShieldLayer(Layer):
 
     def __init__(
         self,
-        threshold: float = 0.2,
+        threshold: float | Literal["calibrated"] = THRESHOLD,
         correction: Correction = "project",
         intervention_penalty: float = 0.0,
         min_updates: int = 500,
@@ -115,8 +122,14 @@ class ActionShieldLayer(Layer):
         backup: Policy | None = None,
         min_agreement: float = 0.9,
     ) -> None:
-        if not np.isfinite(threshold):
+        self.calibrated = threshold == CALIBRATED
+        if isinstance(threshold, str) and not self.calibrated:
+            raise ValueError(f"threshold={threshold!r} must be a number or {CALIBRATED!r}")
+        self.threshold = THRESHOLD if isinstance(threshold, str) else threshold
+        if not np.isfinite(self.threshold):
             raise ValueError(f"threshold={threshold} must be finite; margins are 1 at the setpoint and 0 at a limit")
+        if self.calibrated and not 0.0 < conf < 1.0:
+            raise ValueError(f"conf={conf} must be in (0, 1) if threshold={CALIBRATED!r}")
         if correction not in ("project", "replace", "mask"):
             raise ValueError(f"correction={correction!r} must be 'project', 'replace' or 'mask'")
         if projection not in ("cem", "gradient"):
@@ -135,8 +148,7 @@ class ActionShieldLayer(Layer):
         self.band = band
         self.min_agreement = min_agreement
         #: Parameters of the search.
-        self.lookahead = LookAhead(conf, horizon, rollouts, criterion, threshold, dynamics, backup)
-        self.threshold = threshold
+        self.lookahead = LookAhead(conf, horizon, rollouts, criterion, self.threshold, dynamics, backup)
         self.correction: Correction = correction
         self.intervention_penalty = intervention_penalty
         self.min_updates = min_updates
@@ -166,6 +178,7 @@ class ActionShieldLayer(Layer):
             )
         self._needed = self._names()
         self._models: dict[str, Any] = {}
+        self._calibration: Calibration | None = None
         self._shield: Shield | None = None
         self._critic_alone: Shield | None = None
         self._bound = self._warned = self._warned_of_failure = False
@@ -193,6 +206,7 @@ class ActionShieldLayer(Layer):
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         self._bound = True
+        self._calibration = bundle.get("calibration")
         self._use({name: bundle[name] for name in self._needed if name in bundle})
 
     def _use(self, models: dict[str, Any]) -> None:
@@ -233,9 +247,14 @@ class ActionShieldLayer(Layer):
             another environment
         """
         loaded = last_loaded()
-        found = {} if loaded is None else {key: loaded.pending[key] for key in self._needed if key in loaded.pending}
-        there = self._models if self._bound else found
-        missing = [name for name in self._needed if name not in there]
+        pending = {} if loaded is None else loaded.pending
+        found = {key: pending[key] for key in self._needed if key in pending}
+        measured = pending.get("calibration")
+        wanted = (*self._needed, "calibration") if self.calibrated else self._needed
+        there = set(self._models if self._bound else found)
+        if self._calibration is not None or (measured is not None and not self._bound):
+            there.add("calibration")
+        missing = [name for name in wanted if name not in there]
         if missing and (self._bound or found):
             callbacks = ", ".join(f"persist_sb3.callbacks.{CALLBACKS[name]}" for name in missing)
             raise ShieldError(
@@ -244,6 +263,8 @@ class ActionShieldLayer(Layer):
         if found:
             try:
                 self._use({name: rebuild(saved, self.spec, KINDS[name]) for name, saved in found.items()})
+                if measured is not None:
+                    self._calibration = rebuild(measured, self.spec, Calibration)
             except ValueError as error:
                 raise ShieldError(f"ActionShield cannot use a model that was loaded: {error}") from error
         elif not self._warned:
@@ -258,8 +279,14 @@ class ActionShieldLayer(Layer):
         """
         :return: who judges now; None while the shield waits
         """
-        if len(self._models) < len(self._needed):
+        if len(self._models) < len(self._needed) or (self.calibrated and self._calibration is None):
             self._find_models()
+        shield = self._most_trusted()
+        if shield is not None and self.calibrated and self._calibration is not None:
+            shield.threshold = self._calibration.threshold
+        return shield
+
+    def _most_trusted(self) -> Shield | None:
         if len(self._models) == len(self._needed) and trained(self._models.values(), self.min_updates):
             safety = self._models.get("safety")
             if safety is None or float(safety.agreement) >= self.min_agreement:
@@ -360,6 +387,10 @@ class ActionShieldLayer(Layer):
 
     def _explain(self, decision: Decision, slots: NDArray[np.intp], infos: Infos) -> None:
         proposed, executed = decision.proposed.take(slots), decision.executed.take(slots)
+        if self._calibration is not None:
+            for verdict in (proposed, executed):
+                unknown = np.isnan(verdict.p_safe)
+                verdict.p_safe[unknown] = self._calibration.p_safe(verdict.score[unknown])
         for name, values in (
             ("proposed", decision.proposed_action[slots]),
             ("value", proposed.score),
