@@ -1,7 +1,7 @@
 """The nearest action that passes: the search for ``argmin |a' - a|`` over ``value(a') >= threshold`` in a box."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +119,7 @@ def gradient(search: Search, slope: Slope, rounds: int) -> Floats:
     return search.best
 
 
-def onto_halfspace(action: Floats, direction: Floats, needed: Floats) -> Floats:
+def onto_halfspace(action: NDArray[Any], direction: NDArray[Any], needed: NDArray[Any]) -> NDArray[Any]:
     """
     The projection onto ``{a' in [-1, 1]^A : direction . (a' - action) >= needed}``. It is ``action + l * direction``,
     clipped, for the least ``l >= 0`` that reaches it; each component gains in proportion to ``l`` until it meets its
@@ -143,5 +143,5 @@ def onto_halfspace(action: Floats, direction: Floats, needed: Floats) -> Floats:
     holds = steps <= limit
     first = holds.argmax(axis=-1)[..., None]
     step = np.where(holds.any(axis=-1, keepdims=True), np.take_along_axis(steps, first, axis=-1), limit[..., -1:])
-    moved: Floats = (action + np.maximum(step, 0.0) * direction).clip(-1.0, 1.0)
+    moved: NDArray[Any] = (action + np.maximum(step, 0.0) * direction).clip(-1.0, 1.0)
     return moved
