@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = ("train", "enjoy", "report", "demonstrate")
+COMMANDS = ("train", "enjoy", "report", "demonstrate", "explain")
 
 
 def main() -> None:

@@ -30,10 +30,10 @@ class Calibration(Model):
     - :meth:`p_safe`, an increasing function of the value (isotonic regression over the bins; Zadrozny & Elkan, KDD
       2002);
     - :attr:`threshold`, the least value ``t``, not below 0, such that a decision valued ``t`` or more is safe with
-      probability ``level``. It is found by testing one threshold after the other, the greatest first, until one fails (learn then
-      test, Angelopoulos et al., 2021), each by an exact binomial bound (Clopper & Pearson, 1934). Decisions of one
-      episode depend on each other, so each episode contributes one, drawn at random. Where no threshold is certified,
-      it is that with the greatest lower bound, and :attr:`certified` is false.
+      probability ``level``. It is found by testing one threshold after the other, the greatest first, until one fails
+      (learn then test, Angelopoulos et al., 2021), each by an exact binomial bound (Clopper & Pearson, 1934). Decisions
+      of one episode depend on each other, so each episode contributes one, drawn at random. Where none is certified, it
+      is that with the greatest lower bound, and :attr:`certified` is false.
 
     The level follows adaptive conformal inference (Gibbs & Candès, NeurIPS 2021): an episode whose decision went wrong
     asks for more, one whose decision did not asks for a little less, so that the share of wrong ones comes to

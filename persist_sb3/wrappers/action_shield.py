@@ -72,9 +72,10 @@ class ActionShieldLayer(Layer):
     ``info["executed_action"]`` and ``info["shield"]`` tell what was done and why: the ``proposed`` action; ``value``
     (what the critic gives the proposed action) and ``executed_value``, in scaled margins; ``p_safe`` and
     ``executed_p_safe`` (by imagined futures, or as :class:`~persist_sb3.callbacks.CalibrationCallback` measured it; NaN
-    where neither was asked); ``constraint`` (index of the one in danger), the ``margin`` that it
-    was foreseen to be left with and the ``step`` at which it was foreseen broken (-1: not known); ``infeasible`` (no action passed: the safest was taken); ``failed`` (a model answered with something that is not a
-    number: ``fallback`` was executed). In actions that can be enumerated, ``action_masks()`` tells which pass.
+    where neither was asked); ``constraint`` (index of the one in danger), the ``margin`` that it was foreseen to be
+    left with and the ``step`` at which it was foreseen broken (-1: not known); ``infeasible`` (no action passed: the
+    safest was taken); ``failed`` (a model answered with something that is not a number: ``fallback`` was executed). In
+    actions that can be enumerated, ``action_masks()`` tells which pass.
 
     A model is trained when it has taken ``min_updates`` gradient steps; until the critic is, the shield waits. In a
     replay it takes the models that were loaded with the policy.
