@@ -140,20 +140,22 @@ class RolloutVerifier:
         """
         :param state: ``(r, D)``
         :param action: encoded, ``(r, A)``
-        :return: ``r`` rows. ``score`` is the mean over the futures of their least margin, values at the end included
-            (NaN if a model failed); ``constraint``, ``margin`` and ``step`` are about the futures that are not safe, if
-            there are any: the constraint that fails in most of them, the mean of its least margin there, and the median
-            of the step at which it breaks
+        :return: ``r`` rows. ``score`` is the mean over the futures of their least margin, values at the end included,
+            and a break counted lower the earlier it comes (NaN if a model failed); ``constraint``, ``margin`` and
+            ``step`` are about the futures that are not safe, if there are any: the constraint that fails in most of
+            them, the mean of its least margin there, and the median of the step at which it breaks
         """
         futures = self.imagine(state, action)
         safe: NDArray[np.bool_] = np.greater_equal(futures.slack, 0.0)
         about = ~safe | safe.all(axis=1, keepdims=True)
+        # Nothing is imagined beyond a break: without this, the action that breaks first would seem to break least.
+        cut = np.where(futures.step == NONE, 0.0, 1.0 - futures.step / self.horizon).astype(np.float32)
         votes = np.eye(len(self._spec.viability.constraints), dtype=np.intp)[futures.constraint] * about[:, :, None]
         constraint = votes.sum(axis=1).argmax(axis=1)
         about &= futures.constraint == constraint[:, None]
         return Verdict(
             safe=passes(futures.slack, self.criterion, self.conf),
-            score=futures.least.mean(axis=1),
+            score=(futures.least - cut).mean(axis=1),
             p_safe=safe.mean(axis=1, dtype=np.float32),
             constraint=constraint,
             margin=futures.least.mean(axis=1, where=about),
