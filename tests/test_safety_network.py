@@ -93,7 +93,7 @@ def test_a_foreseen_violation_is_explained() -> None:
     env = make_vec(1, mode="search", **KNOWN)
     env.seed(0)
     env.reset()
-    env.envs[0].unwrapped.x[0] = 0.2 + 0.07 + 0.03 + 0.01  # type: ignore[attr-defined]
+    env.envs[0].unwrapped.x[0] = 0.2 + 0.07 + 0.03 + 0.01
     env.layer._x[0, 0] = 0.31
     env.layer._state = None
     _, _, _, infos = env.step(np.array([2]))
@@ -156,12 +156,12 @@ def test_a_mode_without_its_models_says_whom_to_add(mode: Any, missing: str) -> 
 def test_parameters() -> None:
     for key, value in (("mode", "fast"), ("band", -1.0), ("min_agreement", 2.0), ("conf", 0.0), ("horizon", 0)):
         with pytest.raises(ValueError, match=f"{key}="):
-            make_vec(**{key: value})
+            make_vec(**dict[str, Any]({key: value}))
     with pytest.raises(RuntimeError, match="criterion='cvar'"):
         make_vec(mode="amortised", criterion="cvar")
     for key in ("answers", "batch_size", "train_freq"):
         with pytest.raises(ValueError, match=f"{key}=0"):
-            SafetyNetworkCallback(**{key: 0})
+            SafetyNetworkCallback(**dict[str, Any]({key: 0}))
     with pytest.raises(ValueError, match="min_updates=-1"):
         SafetyNetworkCallback(min_updates=-1)
 
@@ -190,7 +190,7 @@ class Logged:
             self.values[key] = value
             record(key, value, *args, **kwargs)
 
-        logger.record = remember  # type: ignore[method-assign, assignment]
+        logger.record = remember  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("kind", ["discrete", "box"])
