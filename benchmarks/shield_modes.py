@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
 from persist_sb3.callbacks import (
@@ -74,7 +75,7 @@ def train(timesteps: int) -> PPO:
         seed=0,
         device="cpu",
     )
-    callbacks = [
+    callbacks: list[BaseCallback] = [
         ViabilityCallback(train_freq=1),
         InternalModelCallback(train_freq=2),
         WorldModelCallback(train_freq=2),
@@ -176,7 +177,7 @@ def play(
     venv.seed(1_000_000)
     torch.manual_seed(0)
     decide = None if make_decide is None else make_decide(venv)
-    observation = venv.reset()
+    observation: Any = venv.reset()
     x = venv.get_internal()
     left = np.full(ENVS, episodes // ENVS)
     survived = steps = interventions = infeasible = 0
