@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
@@ -367,7 +368,10 @@ def test_wrong_parameters(kwargs: dict[str, Any], error: type[Exception]) -> Non
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "model"
     model = PPO("MlpPolicy", make_vec(min_updates=1), n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
-    callbacks = [ViabilityCallback(net_arch=[16], learning_starts=32), MetricsCallback(log_path=path.parent)]
+    callbacks: list[BaseCallback] = [
+        ViabilityCallback(net_arch=[16], learning_starts=32),
+        MetricsCallback(log_path=path.parent),
+    ]
     model.learn(384, callback=callbacks)
     model.save(path)
     return path.with_suffix(".zip")

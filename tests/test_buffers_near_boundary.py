@@ -107,7 +107,8 @@ def test_without_a_share_it_samples_as_the_store_does() -> None:
 
 
 def test_the_most_disputed_are_remembered() -> None:
-    noise, level = np.random.default_rng(0), {}
+    noise = np.random.default_rng(0)
+    level: dict[Any, Any] = {}
 
     def disagreement(transitions: Transitions) -> np.ndarray:
         drawn = noise.uniform(size=len(transitions))

@@ -45,7 +45,8 @@ def make(space: spaces.Space[Any], n: int = 200, correction: Any = "project", **
     states = np.zeros((n, spec.state_dim), dtype=np.float32)
     states[:, 0] = np.arange(n)
     proposed = spec.actions[generator.integers(len(spec.actions), size=n)]
-    return EnumeratedShield(spec, Table(values), THRESHOLD, correction, **more), spec, values, states, proposed
+    critic: Any = Table(values)
+    return EnumeratedShield(spec, critic, THRESHOLD, correction, **more), spec, values, states, proposed
 
 
 def brute_force(values: NDArray[Any], actions: NDArray[Any], proposed: Any, correction: str) -> tuple[int, bool]:

@@ -1,5 +1,7 @@
 """TerminateOnViolation: episodes end where a simulated variable runs out, and Monitor sees it."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from persist_sb3.wrappers import InternalState, TerminateOnViolation, VecHomeostatReward, VecInternalState
+from persist_sb3.wrappers.adapters import lookup
 
 # A tank of 1.0 that loses 0.125 a step holds at least 0.5 for 4 steps, and the fifth violates.
 LIFETIME = 5
-TANK = {
+TANK: dict[str, Any] = {
     "dims": ["fuel"],
     "sources": {"fuel": {"initial": 1.0, "drain": 0.125}},
     "constraints": ["fuel >= 0.5"],
@@ -19,7 +22,7 @@ TANK = {
 }
 
 
-def thirsty() -> gym.Env:
+def thirsty(**kwargs: Any) -> gym.Env[Any, Any]:
     """Pendulum never ends by itself; with a tank it does."""
     return TerminateOnViolation(InternalState(gym.make("Pendulum-v1"), **TANK))
 
@@ -27,7 +30,9 @@ def thirsty() -> gym.Env:
 class Lazy:
     """Predicts no torque."""
 
-    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
         return np.zeros((len(observation), 1), dtype=np.float32), state
 
 
@@ -62,7 +67,7 @@ def test_monitor_and_evaluation_see_the_episodes_and_the_layers_outside_agree() 
         venv = VecHomeostatReward(VecInternalState(make_vec_env("Thirsty-v0", n_envs=2, seed=0)), alive_bonus=0.25)
     finally:
         del gym.registry["Thirsty-v0"]
-    assert venv.venv.internal_names == ("fuel",)
+    assert lookup(venv, "internal_names") == ("fuel",)
     venv.reset()
     for step in range(1, LIFETIME + 1):
         _, _, dones, infos = venv.step(np.zeros((2, 1), dtype=np.float32))
@@ -86,7 +91,7 @@ def test_it_needs_constraints() -> None:
 
 def test_it_needs_the_cost() -> None:
     class Silent(gym.Wrapper):
-        def step(self, action):
+        def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
             *rest, info = self.env.step(action)
             del info["cost"]
             return *rest, info
