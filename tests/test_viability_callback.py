@@ -1,0 +1,104 @@
+"""ViabilityCallback over counted actions: it learns the discounted safety value that value iteration finds."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from persist_sb3.callbacks import ViabilityCallback
+from persist_sb3.models.spec import StateSpec
+from persist_sb3.models.viability import ViabilityCritic, reachability_target
+from persist_sb3.viability import ViabilitySet
+from persist_sb3.wrappers import VecInternalState
+
+STATES, ACTIONS, GAMMA = 9, 3, 0.8
+CONSTRAINTS = ["level >= 0.0"]
+#: How full the tank is in each state: where it is below 0, the agent is dead.
+LEVEL = np.array([1.0, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, -0.3, -0.6])
+#: State 6 leads nowhere but to death, and from 5 a single action avoids it.
+NEXT = np.array([[0, 1, 2], [0, 2, 3], [1, 3, 4], [2, 4, 5], [3, 5, 6], [6, 4, 7], [7, 8, 7], [7, 7, 7], [8, 8, 8]])
+
+
+class Tables(gym.Env[Any, Any]):
+    observation_space = spaces.Discrete(STATES)
+    action_space = spaces.Discrete(ACTIONS)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = int(self.np_random.integers(7))
+        self.time = 0
+        return self.state, {"internal": LEVEL[[self.state]]}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.state = int(NEXT[self.state, action])
+        self.time += 1
+        return self.state, 0.0, bool(LEVEL[self.state] < 0.0), self.time >= 6, {"internal": LEVEL[[self.state]]}
+
+
+def value_iteration() -> np.ndarray:
+    """
+    :return: the discounted safety value of every action in every state alive, by the definition
+    """
+    values = np.zeros((STATES, ACTIONS))
+    for _ in range(200):
+        margin = LEVEL[NEXT]
+        worst = np.minimum(margin, values.max(axis=1)[NEXT])
+        values = np.where(margin < 0.0, margin, (1.0 - GAMMA) * margin + GAMMA * worst)
+    return values[:7]
+
+
+def test_it_learns_the_discounted_safety_value() -> None:
+    venv = VecInternalState(
+        DummyVecEnv([Tables] * 4), dims=["level"], constraints=CONSTRAINTS, mu=[1.0], low=[-1.0], high=[1.0]
+    )
+    model = PPO("MlpPolicy", venv, n_steps=64, batch_size=256, n_epochs=1, seed=0, device="cpu", learning_rate=1e-9)
+    callback = ViabilityCallback(gamma=GAMMA, tau=0.05, net_arch=[64], batch_size=128, train_freq=1, gradient_steps=3)
+    model.learn(4096, callback=callback)
+    states = np.arange(7)
+    learned = callback.actor.values(callback.spec.encode(states, LEVEL[states, None]))
+    truth = value_iteration()
+    for head in (0, 1):  # with a single constraint, both say the same
+        assert np.abs(learned[:, :, head] - truth).max() < 0.08
+    assert ((learned[:, :, 0] > 0.0) == (truth > 0.0))[np.abs(truth) > 0.08].all()
+    # The greedy action keeps the agent alive wherever that can be.
+    for state in range(6):
+        for _ in range(20):
+            state = int(NEXT[state, learned[state, :, 0].argmax()])
+            assert LEVEL[state] >= 0.0
+
+
+def test_the_backup_by_hand() -> None:
+    margin = torch.tensor([0.5, 0.2, -0.1, 0.3])
+    following = torch.tensor([0.4, 0.9, 0.7, -0.5])
+    terminal = torch.tensor([False, False, True, False])
+    target = reachability_target(margin, following, terminal, gamma=0.9)
+    # 0.1 * 0.5 + 0.9 * 0.4;  0.1 * 0.2 + 0.9 * 0.2;  -0.1, where nothing follows;  0.1 * 0.3 - 0.9 * 0.5
+    assert torch.allclose(target, torch.tensor([0.41, 0.2, -0.1, -0.42]))
+
+
+def test_arrays_and_tensors_agree() -> None:
+    viability = ViabilitySet(CONSTRAINTS, ["level"], mu=[1.0], low=[-1.0], high=[1.0])
+    spec = StateSpec(spaces.Box(-1.0, 1.0, (5,)), spaces.MultiDiscrete([2, 3]), viability)
+    torch.manual_seed(0)
+    critic = ViabilityCritic(spec, net_arch=[16, 16], members=3)
+    state = np.random.default_rng(0).normal(size=(20, spec.state_dim)).astype(np.float32)
+    critic.standardizer.update(torch.as_tensor(state))
+    with torch.no_grad():
+        expected = critic(torch.as_tensor(state)).min(dim=0).values.numpy()
+    assert expected.shape == (20, 6, 2)
+    np.testing.assert_allclose(critic.values(state), expected, atol=1e-5)
+    np.testing.assert_array_equal(critic.best_action(state), expected[:, :, 0].argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [("gamma", 1.0), ("tau", 0.0), ("demonstration_share", 1.0), ("pretrain_steps", -1), ("learning_rate", 0.0)],
+)
+def test_out_of_range(parameter: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{parameter}={value}"):
+        ViabilityCallback(**{parameter: value})  # type: ignore[arg-type]
