@@ -109,7 +109,8 @@ def test_other_policies_are_refused(shown: Demonstrations, algorithm: Any) -> No
 def test_a_file_will_do(shown: Demonstrations, tmp_path: Path) -> None:
     path = shown.save(tmp_path / "demonstrations.npz")
     models = [make_model(make()), make_model(make())]
-    for model, demonstrations in zip(models, (shown, path), strict=True):
+    sources: list[Any] = [shown, path]
+    for model, demonstrations in zip(models, sources, strict=True):
         model.learn(64, callback=BehaviourCloningCallback(demonstrations, gradient_steps=20))
     assert torch.equal(*(probabilities(model, shown) for model in models))
 
