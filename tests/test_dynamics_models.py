@@ -63,7 +63,8 @@ def fit(model: DynamicsModel, state: np.ndarray, action: np.ndarray, target: np.
     for _ in range(steps):
         rows = torch.randint(len(state), (256,), generator=generator)
         optimizer.zero_grad()
-        model.loss(*(column[rows] for column in data), torch.ones(model.members, 256), beta=0.5).backward()
+        now, move, after = (column[rows] for column in data)
+        model.loss(now, move, after, torch.ones(model.members, 256), beta=0.5).backward()
         optimizer.step()
 
 
@@ -91,22 +92,45 @@ def test_beta_one_learns_the_mean_as_the_squared_error_does() -> None:
 def test_linear_fit_equals_least_squares_whatever_the_batches() -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(3.0, [1.0, 10.0, 0.1, 1.0], (500, 4)) @ generator.normal(size=(4, 4))
-    y = x @ generator.normal(size=(4, 2)) + generator.normal(0.0, [0.5, 2.0], (500, 2)) + 7.0
-    linear = LinearFit(4, 2)
-    for part in np.split(np.arange(500), [3, 10, 200]):
-        linear.update(torch.as_tensor(x[part]), torch.as_tensor(y[part]))
+    group = np.arange(500) % 2
+    slopes = generator.normal(size=(2, 4, 2))
+    y = np.einsum("np,npg->ng", x, slopes[group]) + generator.normal(0.0, [0.5, 2.0], (500, 2)) + 7.0
     design = np.column_stack([x, np.ones(500)])
-    solution, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
-    answer = linear(torch.as_tensor(x, dtype=torch.float32))
-    np.testing.assert_allclose(answer, design @ solution, atol=0.01)
-    np.testing.assert_allclose(linear.residual, residual / 500, rtol=1e-3)
+    for groups in (1, 2):
+        linear = LinearFit(groups, 4, 2)
+        for part in np.split(np.arange(500), [3, 10, 499]):
+            linear.update(*map(torch.as_tensor, (x[part], y[part], group[part])))
+        linear._solve()
+        expected, squares = np.empty_like(y), 0.0
+        for index in range(groups):
+            rows = group == index if groups > 1 else group >= 0
+            solution, residual, *_ = np.linalg.lstsq(design[rows], y[rows], rcond=None)
+            expected[rows], squares = design[rows] @ solution, squares + residual
+        slow = linear(torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(group))
+        np.testing.assert_allclose(slow, expected, atol=0.01)
+        np.testing.assert_allclose(linear.answer(x.astype(np.float32), group), slow, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(linear.residual, squares / 500, rtol=1e-3)
+
+
+def test_linear_fit_of_few_rows_does_not_follow_their_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = LinearFit(2, 4, 1)
+    x, y = torch.randn(60, 4, generator=generator), torch.randn(60, 1, generator=generator)
+    linear.update(x[:30], y[:30], torch.zeros(30))
+    torch.testing.assert_close(linear(x, torch.zeros(60)), y[:30].mean().expand(60, 1))
+    # One group has enough, the other one answers as both together.
+    linear.update(x[30:], x[30:, :1], (torch.arange(30) > 25).float())
+    assert not torch.equal(linear.weight[0], linear.weight[1])
+    linear.update(torch.randn(40, 4, generator=generator), torch.zeros(40, 1), torch.ones(40))
+    assert linear.count.tolist() == [100.0, 56.0, 44.0]
+    assert linear.weight[1].abs().max() < 0.5 * linear.weight[0].abs().max()
 
 
 def test_linear_fit_of_one_hot_codes_is_finite() -> None:
-    codes = np.eye(3, dtype=np.float32)[np.arange(60) % 3]
-    linear = LinearFit(3, 1)
-    linear.update(torch.as_tensor(codes), torch.as_tensor(codes @ np.array([[1.0], [2.0], [3.0]])))
-    np.testing.assert_allclose(linear(torch.eye(3))[:, 0], [1.0, 2.0, 3.0], atol=1e-3)
+    codes = torch.eye(3)[torch.arange(60) % 3]
+    linear = LinearFit(1, 3, 1)
+    linear.update(codes, codes @ torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(60))
+    np.testing.assert_allclose(linear(torch.eye(3), torch.zeros(3))[:, 0], [1.0, 2.0, 3.0], atol=1e-3)
 
 
 def test_heads_follow_the_flattened_observation() -> None:

@@ -83,7 +83,8 @@ def test_training_is_the_same_with_and_without() -> None:
         torch.manual_seed(7)
         model = make_model()
         model.learn(512, callback=callbacks)
-        return [*model.policy.parameters(), torch.get_rng_state(), torch.tensor(np.random.get_state()[1])]  # noqa: NPY002
+        global_state: Any = np.random.get_state()  # noqa: NPY002
+        return [*model.policy.parameters(), torch.get_rng_state(), torch.tensor(global_state[1])]
 
     plain = weights(None)
     watched = weights([InternalModelCallback(**SMALL), WorldModelCallback(**SMALL)])
@@ -104,7 +105,7 @@ def test_what_is_tested_was_not_trained_on() -> None:
                 tested.append(state)
                 add(state, *more)
 
-            self._tests.add = note  # type: ignore[method-assign]
+            self._tests.add = note  # type: ignore[assignment, method-assign]
 
         def _update(self, batch: Any) -> Any:
             trained.append(self._inputs(batch[0])[0])

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch.nn import functional
 
@@ -21,6 +22,9 @@ LOG_VAR_LOW, LOG_VAR_HIGH = -10.0, 5.0
 
 #: Least variance that surprises are measured in: where there was none yet, the first is finite.
 FLOOR = 1e-8
+
+#: So many Discrete actions have a linear regression each; if they are more, all share one.
+MAX_GROUPS = 32
 
 _LOG_2_PI = math.log(2.0 * math.pi)
 
@@ -64,8 +68,9 @@ class DynamicsModel(Model):
     An ensemble of networks that predict, from ``s`` and an action, the distribution of a part of ``s'``: Gaussians over
     the change of what is a number, categorical and Bernoulli distributions over the rest (the probabilistic ensemble of
     PETS, Chua et al., NeurIPS 2018). The members' own variance is what chance brings; what they disagree about is what
-    has not been learned. Numbers are predicted relative to a linear regression, which is exact where physics is linear
-    and gradient descent slow.
+    has not been learned. Numbers are predicted relative to a linear regression, of each Discrete action by itself: it
+    is exact where the world is linear (positions that follow velocities, a view that shifts with a move), and gradient
+    descent slow.
 
     :meth:`predict` and :meth:`loss` are torch's, and differentiable in the action as well; everything else is NumPy,
     for the small batches of layers.
@@ -91,7 +96,9 @@ class DynamicsModel(Model):
         self.heads = heads
         self.members = members
         self.standardizer = Standardizer(spec.state_dim)
-        self.linear = LinearFit(spec.state_dim + spec.action_dim, len(heads.numeric))
+        discrete = isinstance(spec.action_space, spaces.Discrete) and spec.action_dim <= MAX_GROUPS
+        groups = spec.action_dim if discrete else 1
+        self.linear = LinearFit(groups, spec.state_dim + spec.action_dim, len(heads.numeric))
         self.ensemble = EnsembleMLP(members, [spec.state_dim + spec.action_dim, *net_arch, heads.outputs])
         #: Gradient steps taken.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
@@ -164,10 +171,10 @@ class DynamicsModel(Model):
         """
         self.standardizer.update(state)
         change = (target - state[:, self.part])[:, self._columns(state.device)[0]]
-        self.linear.update(torch.cat([state, action], dim=1), change)
+        self.linear.update(torch.cat([state, action], dim=1), change, action.argmax(dim=1))
 
     def _expected(self, state: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        change = self.linear(torch.cat([state, action], dim=1))
+        change = self.linear(torch.cat([state, action], dim=1), action.argmax(dim=1))
         numbers = state[:, self.part][:, self._columns(state.device)[0]]
         return numbers + change, (self.linear.residual + FLOOR).sqrt()
 
@@ -283,9 +290,8 @@ class DynamicsModel(Model):
         return Distribution(mean, LOG_VAR_LOW + _softplus(log_var - LOG_VAR_LOW), one_hot, binary)
 
     def _fast_expected(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
-        linear = self.linear
-        change = np.concatenate([state, action], axis=1) @ linear.weight.numpy() + linear.bias.numpy()
-        scale = np.sqrt(linear.residual.numpy() + np.float32(FLOOR))
+        change = self.linear.answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
+        scale = np.sqrt(self.linear.residual.numpy() + np.float32(FLOOR))
         return state[:, self.part][:, self.heads.numeric] + change, scale
 
     def _likeliest(self, logits: Floats) -> Floats:
