@@ -15,6 +15,8 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, is_vecenv_wrapped
 
 from persist_sb3.buffers import TransitionStore
+from persist_sb3.models.spec import StateSpec
+from persist_sb3.models.symmetry import SymmetryGroup
 from persist_sb3.state import PersistState
 from persist_sb3.wrappers.adapters import lookup
 
@@ -123,6 +125,26 @@ class PersistCallback(BaseCallback):
             raise RuntimeError(
                 f"{type(self).__name__} needs {name!r}, and no environment or wrapper declares it: wrap the "
                 "environment in persist_sb3.wrappers.InternalState(dims=..., constraints=...)"
+            ) from error
+
+    def symmetry_group(self, spec: StateSpec) -> SymmetryGroup:
+        """
+        :param spec: what the policy sees
+        :return: the symmetries that the environment, or ``InternalState``, declares
+        :raises RuntimeError: if there are none, or they are not those of what the policy sees
+        """
+        symmetries = self.lookup("symmetries")
+        if not symmetries:
+            raise RuntimeError(
+                f"{type(self).__name__}(augment=True) learns from mirror images, and nothing says how this environment "
+                "may be mirrored: give InternalState(symmetries=[...]), or leave augment=False"
+            )
+        try:
+            return SymmetryGroup(spec, symmetries)
+        except ValueError as error:
+            raise RuntimeError(
+                f"{type(self).__name__}(augment=True): {error}. A layer that changes the observation may lie above "
+                "what declares the symmetries: declare them for what the policy sees, or leave augment=False"
             ) from error
 
     @property

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from persist_sb3.batch import Batch, take, tree_map
+from persist_sb3.batch import Batch, take, tree_map, unflatten
 from persist_sb3.buffers import Demonstrations
 from persist_sb3.callbacks.base import PersistCallback
+from persist_sb3.models.spec import StateSpec
 
 
 class BehaviourCloningCallback(PersistCallback):
@@ -25,6 +27,8 @@ class BehaviourCloningCallback(PersistCallback):
 
     :param demonstrations: safe episodes, or the file of :meth:`Demonstrations.save
         <persist_sb3.buffers.Demonstrations.save>` that holds them
+    :param augment: clone the mirror images of each transition, too, by the symmetries that the environment declares
+        (see :class:`~persist_sb3.symmetry.Symmetry`)
     :param value_steps: timesteps from the first on, in which only the value function learns
     :param gradient_steps: how many, of the cloning
     :param batch_size: transitions in a gradient step
@@ -43,6 +47,7 @@ class BehaviourCloningCallback(PersistCallback):
         batch_size: int = 256,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-4,
+        augment: bool = False,
         log_path: str | os.PathLike[str] | None = None,
         verbose: int = 0,
     ) -> None:
@@ -57,6 +62,7 @@ class BehaviourCloningCallback(PersistCallback):
         if not weight_decay >= 0.0:
             raise ValueError(f"weight_decay={weight_decay} must not be negative")
         self.demonstrations = demonstrations
+        self.augment = augment
         self.value_steps = value_steps
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size
@@ -121,7 +127,7 @@ class BehaviourCloningCallback(PersistCallback):
         shown = self.demonstrations
         if not isinstance(shown, Demonstrations):
             shown = Demonstrations.load(shown, self.lookup("viability"))
-        observation: Batch = shown.transitions.observation
+        observation, action = self._images(shown) if self.augment else _pairs(shown)
         normalizer: Any = unwrap_vec_normalize(self.training_env)
         if normalizer is not None and normalizer.norm_obs:
             if isinstance(normalizer.obs_rms, dict):
@@ -132,12 +138,12 @@ class BehaviourCloningCallback(PersistCallback):
             observation = normalizer.normalize_obs(observation)
         policy: Any = self.model.policy
         tensors = tree_map(lambda leaf: torch.as_tensor(leaf, device=policy.device), observation)
-        actions = torch.as_tensor(shown.transitions.executed_action, device=policy.device)
+        actions = torch.as_tensor(action, device=policy.device)
         generator = np.random.default_rng(self.model.seed)
         optimizer = torch.optim.Adam(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         policy.set_training_mode(True)
         for _ in range(self.gradient_steps):
-            rows = generator.integers(len(shown), size=self.batch_size)
+            rows = generator.integers(len(actions), size=self.batch_size)
             _, log_prob, _ = policy.evaluate_actions(take(tensors, rows), actions[rows])
             loss = -log_prob.mean()
             optimizer.zero_grad()
@@ -145,3 +151,22 @@ class BehaviourCloningCallback(PersistCallback):
             optimizer.step()
         if self.verbose > 0:
             print(f"The policy gives the demonstrated actions a mean log-likelihood of {-float(loss.detach()):.3f}")
+
+    def _images(self, shown: Demonstrations) -> tuple[Batch, NDArray[Any]]:
+        """
+        :param shown: demonstrations
+        :return: observations and actions of all their images, ``(g * n, ...)``
+        """
+        space: Any = self.model.observation_space
+        spec = StateSpec(space, self.model.action_space, self.lookup("viability"))
+        group = self.symmetry_group(spec)
+        observation, action = _pairs(shown)
+        state = np.tile(spec.encode(observation, shown.transitions.internal), (len(group), 1))
+        which = np.repeat(np.arange(len(group)), len(shown))
+        action = np.concatenate([action] * len(group))
+        images = group.state(which, state)[:, : spec.observation_dim]
+        return unflatten(space, images), group.action(which, action)
+
+
+def _pairs(shown: Demonstrations) -> tuple[Batch, NDArray[Any]]:
+    return shown.transitions.observation, shown.transitions.executed_action

@@ -37,6 +37,8 @@ class ViabilityCallback(LearningCallback):
         <persist_sb3.buffers.Demonstrations.save>` that holds them
     :param demonstration_share: part of each batch that is drawn from them
     :param pretrain_steps: gradient steps on them before the first step of the agent
+    :param augment: learn each transition in one of its mirror images, drawn anew each time, by the symmetries that the
+        environment declares (see :class:`~persist_sb3.symmetry.Symmetry`)
     :param buffer_size: transitions kept to learn from
     :param batch_size: transitions in a gradient step
     :param learning_starts: transitions collected before the first gradient step
@@ -64,6 +66,7 @@ class ViabilityCallback(LearningCallback):
         demonstrations: Demonstrations | str | os.PathLike[str] | None = None,
         demonstration_share: float = 0.25,
         pretrain_steps: int = 2000,
+        augment: bool = False,
         buffer_size: int = 300_000,
         batch_size: int = 256,
         learning_starts: int = 1000,
@@ -101,6 +104,7 @@ class ViabilityCallback(LearningCallback):
         self.demonstrations = demonstrations
         self.demonstration_share = demonstration_share
         self.pretrain_steps = pretrain_steps
+        self.augment = augment
         self.gamma = gamma
         self.tau = tau
         self.net_arch = net_arch
@@ -108,6 +112,7 @@ class ViabilityCallback(LearningCallback):
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
+        self._symmetries = self.symmetry_group(self.spec) if self.augment else None
         if self.demonstrations is None:
             return
         demonstrations = self.demonstrations
@@ -141,15 +146,25 @@ class ViabilityCallback(LearningCallback):
         self.target.load_state_dict(state["target"])
 
     def _update(self, batch: Transitions) -> Mapping[str, float]:
-        state = self.tensor(self.spec.encode(batch.observation, batch.internal))
-        next_state = self.tensor(self.spec.encode(batch.next_observation, batch.next_internal))
-        margins = self.spec.viability.margins(batch.next_internal)
+        before = self.spec.encode(batch.observation, batch.internal)
+        after, executed, internal = (
+            self.spec.encode(batch.next_observation, batch.next_internal),
+            batch.executed_action,
+            batch.next_internal,
+        )
+        if self._symmetries is not None:
+            which = self._symmetries.draw(len(batch), self.generator)
+            before, after = self._symmetries.state(which, before), self._symmetries.state(which, after)
+            executed = self._symmetries.action(which, executed)
+            internal = after[:, self.spec.observation_dim :].astype(np.float64)
+        state, next_state = self.tensor(before), self.tensor(after)
+        margins = self.spec.viability.margins(internal)
         margin = self.tensor(np.concatenate([margins.min(axis=1, keepdims=True), margins], axis=1))
         terminal = torch.as_tensor(batch.terminated, device=state.device)
         self.learner.standardizer.update(state)
         with torch.no_grad():
             target = reachability_target(margin, self._following(next_state), terminal[:, None], self.gamma)
-        values, chosen = self._values(state, batch.executed_action)
+        values, chosen = self._values(state, executed)
         predicted = values[:, torch.arange(len(state), device=state.device), chosen]
         loss = (predicted - target).square().mean(dim=(0, 1)).sum()
         if self.spec.continuous:

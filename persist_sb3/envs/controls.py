@@ -11,6 +11,7 @@ from persist_sb3.envs.dynamics import ACTIONS, CONSTRAINTS, INTERNAL_NAMES, SETP
 from persist_sb3.envs.interface import Interface, Split, checked_hidden, layout_range, make_viability
 from persist_sb3.envs.render import draw
 from persist_sb3.envs.snapshot import Snapshot
+from persist_sb3.symmetry import Symmetry
 from persist_sb3.viability import ViabilitySet
 
 
@@ -129,6 +130,11 @@ class Controls(ABC):
     def internal_entries(self) -> dict[str, str]:
         """Where the internal variables that are shown are in the observation."""
         return self._interface.entries(self._hidden)
+
+    @property
+    def symmetries(self) -> list[Symmetry]:
+        """The quarter turns and mirror images of the world."""
+        return self._interface.symmetries()
 
     def set_constraints(self, constraints: Sequence[str]) -> None:
         """

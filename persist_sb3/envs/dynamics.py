@@ -16,7 +16,7 @@ ACTIONS = ("stay", "up", "down", "left", "right")
 CHANNELS = ("food", "item", "hazard", "heat", "outside")
 SEES_FOOD, SEES_ITEM, SEES_HAZARD, SEES_HEAT, SEES_OUTSIDE = range(len(CHANNELS))
 
-_MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 _AROUND = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 
@@ -191,7 +191,7 @@ def tables(params: GridLifeParams) -> Tables:
     size, radius = params.size, params.radius
     area, padded, side = size**2, size + 2 * radius, 2 * radius + 1
     row, col = np.divmod(np.arange(area), size)
-    targets = np.stack([np.clip(row + dy, 0, size - 1) * size + np.clip(col + dx, 0, size - 1) for dy, dx in _MOVES])
+    targets = np.stack([np.clip(row + dy, 0, size - 1) * size + np.clip(col + dx, 0, size - 1) for dy, dx in MOVES])
     masks = np.arange(area)[:, None] != targets.T
     masks[:, 0] = True
     around = np.full((area, 8), area)

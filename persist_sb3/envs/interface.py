@@ -7,8 +7,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.envs.dynamics import ACTIONS, CHANNELS, INTERNAL_NAMES, GridLifeParams
+from persist_sb3.envs.dynamics import ACTIONS, CHANNELS, INTERNAL_NAMES, MOVES, GridLifeParams
 from persist_sb3.envs.layout import SPLITS
+from persist_sb3.symmetry import Symmetry
 from persist_sb3.viability import ViabilitySet, unknown_name
 
 Split = Literal["train", "validation", "test"]
@@ -98,6 +99,50 @@ class Interface:
         vertical = np.abs(down) >= np.abs(right)
         move = np.where(vertical, np.where(down > 0, 2, 1), np.where(right > 0, 4, 3))
         return np.where(np.abs(actions).max(axis=1) > self.params.dead_zone, move, 0)
+
+    def symmetries(self) -> list[Symmetry]:
+        """
+        :return: the quarter turns and mirror images of the world, which knows no direction; without the identity
+        """
+        window = np.arange(self.window_size).reshape(self.window_shape)
+        directions = np.array(MOVES[1:])
+        found = []
+        for turns in range(4):
+            for mirrored in (False, True):
+                image = np.rot90(window, turns, axes=(1, 2))
+                image = image[:, :, ::-1] if mirrored else image
+                # Where steps down and to the right lead then: a quarter turn takes (down, right) to (-right, down).
+                turned = np.linalg.matrix_power([[0, -1], [1, 0]], turns)
+                turned = np.array([[1, 0], [0, -1 if mirrored else 1]]) @ turned
+                places = {"window": image.reshape(-1), "internal": np.arange(len(INTERNAL_NAMES))}
+                swapped, signs = np.abs(turned).argmax(axis=1), turned.sum(axis=1)
+                places["scent"] = swapped
+                columns, flip = self._flattened(places, np.flatnonzero(signs < 0))
+                moved = directions @ turned.T
+                image_of = [int((directions == move).all(axis=1).argmax()) + 1 for move in moved]
+                found.append(
+                    Symmetry(columns, flip, action=swapped, action_flip=np.flatnonzero(signs < 0))
+                    if self.continuous
+                    else Symmetry(columns, flip, action=[0, *image_of])
+                )
+        return found[1:]
+
+    def _flattened(
+        self, places: dict[str, NDArray[np.intp]], negated: NDArray[np.intp]
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """
+        :param places: where the entries of each part of the observation come from, within the part
+        :param negated: entries of the scent that are negated
+        :return: where the entries of the flattened observation come from, and which are negated
+        """
+        parts = self._parts if self.flat else sorted(self._parts)
+        columns, flip, first = [], np.zeros(0, dtype=np.intp), 0
+        for name in parts:
+            columns.append(first + places[name])
+            if name == "scent":
+                flip = first + negated
+            first += len(places[name])
+        return np.concatenate(columns), flip
 
     def require_discrete(self) -> None:
         """

@@ -17,6 +17,7 @@ from persist_sb3.envs.controls import Controls, Settings
 from persist_sb3.envs.dynamics import GridLifeParams
 from persist_sb3.envs.interface import checked_layout_seed, forced_layout_seed
 from persist_sb3.envs.snapshot import Snapshot
+from persist_sb3.symmetry import Symmetry
 from persist_sb3.viability import ViabilitySet
 
 
@@ -118,6 +119,11 @@ class _Batch:
     def internal_entries(self) -> dict[str, str]:
         """Where the internal variables that are shown are in one world's observation."""
         return self._slots[0].internal_entries
+
+    @property
+    def symmetries(self) -> list[Symmetry]:
+        """The quarter turns and mirror images of the worlds."""
+        return self._interface.symmetries()
 
     def get_internal(self) -> NDArray[np.float64]:
         """

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from persist_sb3.batch import Batch, flatten, with_rows
 from persist_sb3.infos import Infos
 from persist_sb3.internal import InternalSource, SimulatedVariable
+from persist_sb3.symmetry import Symmetry
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
@@ -41,6 +42,9 @@ class InternalStateLayer(Layer):
     :param scale: what each constraint's margin is divided by. Default: its margin at the setpoint
     :param append: show ``x`` to the agent: a Box grows by ``d`` entries, a Dict gets a key ``internal``, and any other
         space is flattened (in the order of ``gymnasium.spaces.flatten``) and grows by ``d`` entries
+    :param symmetries: of the environment, as it is below this layer: parameters of a
+        :class:`~persist_sb3.symmetry.Symmetry` each. Default: the environment's own ``symmetries``, if it has any.
+        What models learn from them, they learn by ``augment=True``
     :param check_finite: raise :class:`NonFiniteError` on NaN or infinity in an observation or internal variable
     :raises ValueError: if the parameters contradict each other
     """
@@ -56,6 +60,7 @@ class InternalStateLayer(Layer):
         scale: Sequence[float] | None = None,
         append: bool = False,
         check_finite: bool = True,
+        symmetries: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         if constraints is None:
             for name, value in (("mu", mu), ("low", low), ("high", high), ("scale", scale)):
@@ -69,6 +74,7 @@ class InternalStateLayer(Layer):
         self._constraints = constraints
         self.append = append
         self.check_finite = check_finite
+        self._symmetries = None if symmetries is None else [Symmetry(**symmetry) for symmetry in symmetries]
 
     @property
     def views(self) -> bool:
@@ -86,8 +92,14 @@ class InternalStateLayer(Layer):
         self.internal_entries: dict[str, str] = dict(self._source.entries)
         if self._sources is None and self._given_dims is None:
             self.internal_entries = dict(lookup("internal_entries"))
+        self.symmetries = self._symmetries
+        if self.symmetries is None:
+            with contextlib.suppress(RuntimeError):
+                self.symmetries = lookup("symmetries")
         if self.append:
             self.observation_space = self._appended(observation_space)
+            if self.symmetries is not None:
+                self.symmetries = self._showing(self.symmetries)
         self.x = np.zeros((num_envs, len(self.internal_names)))
         self._steps = np.zeros(num_envs, dtype=np.int64)
 
@@ -131,6 +143,16 @@ class InternalStateLayer(Layer):
             raise TypeError(f"append=True cannot flatten {space}: wrap the environment so that it has a fixed size")
         low, high = (np.append(*pair).astype(np.float32) for pair in ((flat.low, low), (flat.high, high)))
         return spaces.Box(low, high, dtype=np.float32)
+
+    def _showing(self, symmetries: Sequence[Symmetry]) -> list[Symmetry]:
+        """
+        :param symmetries: of the observation below
+        :return: of that with the internal variables appended
+        """
+        size, at = spaces.flatdim(self._inner_space), spaces.flatdim(self._inner_space)
+        if isinstance(self._inner_space, spaces.Dict):
+            at = sum(spaces.flatdim(part) for key, part in self._inner_space.spaces.items() if key < "internal")
+        return [symmetry.showing(size, len(self.internal_names), at) for symmetry in symmetries]
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         self._steps[slots] = 0
@@ -209,6 +231,11 @@ class _Declarations(LayerOwner):
     def internal_entries(self) -> dict[str, str]:
         """Variables that the observation shows, and where, such as ``{"energy": "obs[2]"}``."""
         return self.layer.internal_entries
+
+    @property
+    def symmetries(self) -> list[Symmetry] | None:
+        """What leaves the environment as it is; None if nobody says."""
+        return self.layer.symmetries
 
 
 class InternalState(_Declarations, LayerWrapper):
