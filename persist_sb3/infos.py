@@ -6,8 +6,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 Path = tuple[str | int, ...]
+
+
+def reset_source(env: VecEnv) -> VecEnv:
+    """
+    :param env: vectorised environments that were reset
+    :return: the outermost wrapper with ``reset_infos``, which most leave empty, or the environments themselves
+    """
+    while isinstance(env, VecEnvWrapper) and not any(env.reset_infos):
+        env = env.venv
+    return env
 
 
 class MissingInfoError(RuntimeError):

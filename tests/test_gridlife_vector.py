@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 from persist_sb3.envs.batch import Backend
 from persist_sb3.envs.gridlife import GridLifeEnv
 from persist_sb3.envs.vector import GridLifeVecEnv, GridLifeVectorEnv
+from persist_sb3.wrappers import VecInternalState
 
 FORMS: list[dict[str, Any]] = [
     {},
@@ -213,3 +214,17 @@ def test_pictures_of_all_worlds() -> None:
     np.testing.assert_array_equal(frames[0], envs.get_images()[0])
     with pytest.raises(ValueError, match="render as 'rgb_array' only, not 'human'"):
         GridLifeVecEnv(2, render_mode="human")
+
+
+def test_layers_go_around_a_monitor() -> None:
+    layered = VecInternalState(VecMonitor(GridLifeVecEnv(2, horizon=3)))
+    layered.seed(0)
+    layered.reset()
+    for step in range(1, 10):
+        _, _, dones, infos = layered.step(np.zeros(2, dtype=np.int64))
+        assert dones.all() == (step % 3 == 0)
+        assert all(
+            info["internal"][0] == pytest.approx(layered.layer.x[i, 0]) or dones[i] for i, info in enumerate(infos)
+        )
+    begun = layered.venv.venv.get_internal()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(layered.layer.x, begun)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from persist_sb3.batch import Batch, stack, take, tree_map, with_rows
+from persist_sb3.infos import reset_source
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -137,21 +138,11 @@ class TransitionStore:
         # Wrappers around a VecNormalize change observations, but not rewards.
         self._normalizer = env if isinstance(env, VecNormalize) else None
         self._rewards = unwrap_vec_normalize(env)
-        self._resets = self._find_resets(env)
+        self._resets = reset_source(env)
         self._observation: Batch = self._normalizer.old_obs if self._normalizer else model._last_obs
         self._internal = np.array(_column(self._resets.reset_infos, "internal"), dtype=np.float64)
         self._current = None
         self.steps = 0
-
-    @staticmethod
-    def _find_resets(env: VecEnv) -> VecEnv:
-        """
-        :param env: the outermost environment
-        :return: the outermost one with ``reset_infos``; most wrappers leave theirs empty
-        """
-        while isinstance(env, VecEnvWrapper) and not any(env.reset_infos):
-            env = env.venv
-        return env
 
     def read(self, local_variables: Mapping[str, Any]) -> Transitions:
         """

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from persist_sb3.batch import Batch, add_batch_axis, first_row, stack, take, tree_map, with_rows
-from persist_sb3.infos import Infos, ListInfos, SameStepInfos, VectorInfos
+from persist_sb3.infos import Infos, ListInfos, SameStepInfos, VectorInfos, reset_source
 from persist_sb3.wrappers.layer import Layer, Step
 
 _ONE = np.zeros(1, dtype=np.intp)
@@ -187,7 +187,8 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
             seeds = np.array([0 if seed is None else seed for seed in self._pending_seeds], dtype=np.uint64)
             self.layer.seed(self.layer.everyone, seeds)
             self._pending_seeds = None
-        self.reset_infos = self.venv.reset_infos
+        self._resets = reset_source(self.venv)
+        self.reset_infos = self._resets.reset_infos
         self.layer.begin(self.layer.everyone, observation, ListInfos(self.reset_infos))
         self._step.observation = observation
         return self.layer.view(self.layer.everyone, observation)
@@ -204,7 +205,7 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
         step, layer = self._step, self.layer
         step.reward = rewards.astype(np.float64)
         step.infos = ListInfos(infos)
-        self.reset_infos = self.venv.reset_infos
+        self.reset_infos = self._resets.reset_infos
         if not dones.any():
             step.next_observation = observation
             step.terminated, step.truncated = dones, self._no_truncation
