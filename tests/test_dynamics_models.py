@@ -10,11 +10,12 @@ from gymnasium import spaces
 
 from persist_sb3.batch import flatten, stack, unflatten
 from persist_sb3.models.base import rebuild
-from persist_sb3.models.dynamics import LOG_VAR_HIGH, LOG_VAR_LOW, DynamicsModel, beta_nll
+from persist_sb3.models.dynamics import DynamicsModel
 from persist_sb3.models.heads import Heads
 from persist_sb3.models.imagination import KnownDynamics, LearnedDynamics, rollout
 from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.linear import LinearFit
+from persist_sb3.models.prediction import LOG_VAR_HIGH, LOG_VAR_LOW, beta_nll
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.world import WorldModel
 from persist_sb3.state import PersistState

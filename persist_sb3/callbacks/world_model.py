@@ -22,7 +22,8 @@ class WorldModelCallback(DynamicsCallback):
 
     :param net_arch: sizes of the hidden layers
     :param members: networks in the ensemble
-    :param beta: between the likelihood (0) and the squared error (1), see :func:`~persist_sb3.models.dynamics.beta_nll`
+    :param beta: between the likelihood (0) and the squared error (1), see
+        :func:`~persist_sb3.models.prediction.beta_nll`
     :param buffer_size: transitions kept to learn from
     :param batch_size: transitions in a gradient step
     :param learning_starts: transitions collected before the first gradient step

@@ -17,6 +17,9 @@ CLIP = 5.0
 #: Keeps an input that has not varied yet from being blown up when it does.
 VARIANCE_FLOOR = 1e-4
 
+#: Added to the mean square by which a layer is normalised.
+NORM_FLOOR = 1e-4
+
 
 class Standardizer(nn.Module):
     """
@@ -93,6 +96,82 @@ class EnsembleMLP(nn.Module):
             if depth < last:
                 x = torch.relu(x)
         return x
+
+
+def symlog(x: torch.Tensor) -> torch.Tensor:
+    """
+    Shrinks what is large and keeps what is near 0 (Hafner et al., "Mastering diverse domains through world models",
+    2023).
+
+    :param x: any shape
+    :return: ``sign(x) log(1 + |x|)``
+    """
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: torch.Tensor) -> torch.Tensor:
+    """
+    :param x: any shape
+    :return: what :func:`symlog` makes ``x`` of
+    """
+    return x.sign() * x.abs().expm1()
+
+
+class Block(nn.Module):
+    """
+    An affine map, RMS normalisation (Zhang & Sennrich, 2019) and SiLU: DreamerV3's layer.
+
+    :param inputs: length of the input
+    :param outputs: length of the output
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.affine = nn.Linear(inputs, outputs)
+        self.scale = nn.Parameter(torch.ones(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.affine(x)
+        return nn.functional.silu(x * (x.square().mean(dim=-1, keepdim=True) + NORM_FLOOR).rsqrt() * self.scale)
+
+    def fast(self, x: Floats) -> Floats:
+        """
+        The same without torch.
+
+        :param x: ``(n, inputs)``
+        :return: ``(n, outputs)``
+        """
+        x = fast_linear(self.affine, x)
+        x *= self.scale.detach().numpy() / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + np.float32(NORM_FLOOR))
+        return x / (1.0 + np.exp(-x))
+
+
+def fast_linear(affine: nn.Linear, x: Floats) -> Floats:
+    """
+    :param affine: on the CPU
+    :param x: ``(n, inputs)``
+    :return: the same as ``affine(x)``, without torch, ``(n, outputs)``
+    """
+    y: Floats = x @ affine.weight.detach().numpy().T
+    y += affine.bias.detach().numpy()
+    return y
+
+
+def fast_gru(cell: nn.GRUCell, x: Floats, h: Floats) -> Floats:
+    """
+    :param cell: on the CPU
+    :param x: input, ``(n, inputs)``
+    :param h: memory, ``(n, size)``
+    :return: the same as ``cell(x, h)``, without torch, ``(n, size)``
+    """
+    of_x = x @ cell.weight_ih.detach().numpy().T + cell.bias_ih.detach().numpy()
+    of_h = h @ cell.weight_hh.detach().numpy().T + cell.bias_hh.detach().numpy()
+    size = h.shape[1]
+    gates = 1.0 / (1.0 + np.exp(-of_x[:, : 2 * size] - of_h[:, : 2 * size]))
+    reset, keep = gates[:, :size], gates[:, size:]
+    new = np.tanh(of_x[:, 2 * size :] + reset * of_h[:, 2 * size :])
+    following: Floats = new + keep * (h - new)
+    return following
 
 
 class NumpyStandardizer:

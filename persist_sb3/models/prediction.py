@@ -1,0 +1,280 @@
+"""What models of the next state share: kinds of entries, and numbers relative to a linear regression."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from persist_sb3.draws import Noise
+from persist_sb3.models.base import Model
+from persist_sb3.models.heads import Floats, Heads
+from persist_sb3.models.linear import LinearFit
+from persist_sb3.models.networks import Standardizer
+from persist_sb3.models.spec import StateSpec
+
+#: Logarithm of the least and the greatest predicted variance, in units of the linear regression's.
+LOG_VAR_LOW, LOG_VAR_HIGH = -10.0, 5.0
+
+#: Least variance that surprises are measured in: where there was none yet, the first is finite.
+FLOOR = 1e-8
+
+#: So many Discrete actions have a linear regression each; if they are more, all share one.
+MAX_GROUPS = 32
+
+_LOG_2_PI = math.log(2.0 * math.pi)
+
+
+class Distribution(NamedTuple):
+    """
+    What is predicted, in torch or in NumPy. Of numbers it is what they differ by from a linear regression, divided by
+    what they typically differ.
+
+    :param mean: of each number, ``(..., g)``
+    :param log_var: of its variance, ``(..., g)``
+    :param one_hot: logits of the categorical columns, ``(..., c)``
+    :param binary: logits of the binary columns, ``(..., b)``
+    """
+
+    mean: Any
+    log_var: Any
+    one_hot: Any
+    binary: Any
+
+
+def beta_nll(mean: torch.Tensor, log_var: torch.Tensor, target: torch.Tensor, beta: float) -> torch.Tensor:
+    """
+    The negative log-likelihood of a Gaussian, weighted with its own variance to the power of ``beta``, which is not
+    differentiated. Without it (``beta=0``) rare events are explained as noise and never learned; with ``beta=1`` the
+    mean learns as from the squared error (Seitzer et al., "On the pitfalls of heteroscedastic uncertainty estimation
+    with probabilistic neural networks", ICLR 2022). The constant is left out.
+
+    :param mean: ``(...)``
+    :param log_var: ``(...)``
+    :param target: ``(...)``
+    :param beta: in ``[0, 1]``
+    :return: ``(...)``
+    """
+    nll = 0.5 * (log_var + (target - mean).square() * (-log_var).exp())
+    return nll * (beta * log_var.detach()).exp()
+
+
+class PredictiveModel(Model):
+    """
+    Base of the models that predict, from ``s`` and an action, the distribution of a part of ``s'``: Gaussians over the
+    change of what is a number, categorical and Bernoulli distributions over the rest. Numbers are predicted relative to
+    a linear regression, of each Discrete action by itself: it is exact where the world is linear (positions that follow
+    velocities, a view that shifts with a move), and gradient descent slow.
+
+    A subclass makes the ``heads.outputs`` numbers that describe the distribution.
+
+    :param spec: the environment's state and actions
+    :param part: which columns of ``s`` are predicted
+    :param heads: of those columns
+    :param arguments: the other arguments of the subclass's constructor
+    """
+
+    updates: torch.Tensor
+
+    def __init__(self, spec: StateSpec, part: slice, heads: Heads, **arguments: Any) -> None:
+        super().__init__(spec, **arguments)
+        self.part = part
+        self.heads = heads
+        self.standardizer = Standardizer(spec.state_dim)
+        discrete = isinstance(spec.action_space, spaces.Discrete) and spec.action_dim <= MAX_GROUPS
+        groups = spec.action_dim if discrete else 1
+        self.linear = LinearFit(groups, spec.state_dim + spec.action_dim, len(heads.numeric))
+        #: Gradient steps taken.
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        cuts = np.cumsum([len(heads.numeric), len(heads.numeric), len(heads.one_hot)])
+        self._cuts = cuts.tolist()
+        self._starts = np.cumsum([0, *heads.sizes])[:-1]
+
+    # In torch
+
+    def measure(self, state: torch.Tensor, action: torch.Tensor, target: torch.Tensor) -> None:
+        """
+        Take new data into account in the standardisation and the linear regression; each once.
+
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :param target: the predicted part of ``s'``, ``(n, m)``
+        """
+        self.standardizer.update(state)
+        change = (target - state[:, self.part])[:, self._columns(state.device)[0]]
+        self.linear.update(torch.cat([state, action], dim=1), change, action.argmax(dim=1))
+
+    def _expected(self, state: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :return: what the regression expects of numbers, ``(n, g)``, and what they typically differ by, ``(g,)``
+        """
+        change = self.linear(torch.cat([state, action], dim=1), action.argmax(dim=1))
+        numbers = state[:, self.part][:, self._columns(state.device)[0]]
+        return numbers + change, (self.linear.residual + FLOOR).sqrt()
+
+    def _split(self, outputs: torch.Tensor) -> Distribution:
+        """
+        :param outputs: ``(..., outputs)``
+        :return: what they describe
+        """
+        mean, raw, one_hot, binary = outputs.tensor_split(self._cuts, dim=-1)
+        log_var = LOG_VAR_HIGH - functional.softplus(LOG_VAR_HIGH - raw)
+        log_var = LOG_VAR_LOW + functional.softplus(log_var - LOG_VAR_LOW)
+        return Distribution(mean, log_var, one_hot, binary)
+
+    def _describe(
+        self, out: Distribution, expected: torch.Tensor, scale: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param out: what is predicted, ``(e, n, ...)``
+        :param expected: what the regression expects, ``(n, g)``
+        :param scale: what numbers typically differ by from it, ``(g,)``
+        :return: mean and variance, ``(e, n, m)`` both
+        """
+        numeric, one_hot, binary = self._columns(expected.device)
+        mean = expected.new_zeros(*out.mean.shape[:-1], self.heads.width)
+        var = torch.zeros_like(mean)
+        mean = mean.index_copy(2, numeric, expected + scale * out.mean)
+        var = var.index_copy(2, numeric, scale.square() * out.log_var.exp())
+        for columns, p in ((one_hot, self._log_softmax(out.one_hot).exp()), (binary, out.binary.sigmoid())):
+            mean = mean.index_copy(2, columns, p)
+            var = var.index_copy(2, columns, p * (1.0 - p))
+        return mean, var
+
+    def _losses(
+        self, out: Distribution, target: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor, beta: float
+    ) -> torch.Tensor:
+        """
+        :param out: what is predicted, ``(e, n, ...)``
+        :param target: what happened, ``(n, m)``
+        :param expected: what the regression expects, ``(n, g)``
+        :param scale: what numbers typically differ by from it, ``(g,)``
+        :param beta: see :func:`beta_nll`
+        :return: summed over entries, ``(e, n)``
+        """
+        numeric, one_hot, binary = self._columns(target.device)
+        scaled = (target[:, numeric] - expected) / scale
+        loss = beta_nll(out.mean, out.log_var, scaled, beta).sum(dim=2)
+        loss = loss - (self._log_softmax(out.one_hot) * target[:, one_hot]).sum(dim=2)
+        switched = target[:, binary].expand_as(out.binary)
+        return loss + functional.binary_cross_entropy_with_logits(out.binary, switched, reduction="none").sum(dim=2)
+
+    def _columns(self, device: torch.device) -> list[torch.Tensor]:
+        return [torch.as_tensor(c, device=device) for c in (self.heads.numeric, self.heads.one_hot, self.heads.binary)]
+
+    def _log_softmax(self, logits: torch.Tensor) -> torch.Tensor:
+        groups = logits.split(list(self.heads.sizes), dim=2) if self.heads.sizes else []
+        return torch.cat([logits[..., :0], *(group.log_softmax(dim=2) for group in groups)], dim=2)
+
+    # In NumPy
+
+    def _fast_expected(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
+        change = self.linear.answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
+        scale = np.sqrt(self.linear.residual.numpy() + np.float32(FLOOR))
+        return state[:, self.part][:, self.heads.numeric] + change, scale
+
+    def _distribution(self, outputs: Floats) -> Distribution:
+        mean, raw, one_hot, binary = np.split(outputs, self._cuts, axis=-1)
+        log_var = LOG_VAR_HIGH - _softplus(LOG_VAR_HIGH - raw)
+        return Distribution(mean, LOG_VAR_LOW + _softplus(log_var - LOG_VAR_LOW), one_hot, binary)
+
+    def _draw(self, out: Distribution, expected: Floats, scale: Floats, noise: Noise | None) -> Floats:
+        """
+        :param out: what is predicted, ``(n, ...)``
+        :param expected: what the regression expects, ``(n, g)``
+        :param scale: what numbers typically differ by from it, ``(g,)``
+        :param noise: what chance is drawn from; None for no chance: the mean of numbers, and the likeliest of the rest
+        :return: the predicted part of ``s'``, numbers clipped to their bounds, ``(n, m)``
+        """
+        change, gumbel, threshold = out.mean, out.one_hot, 0.5
+        if noise is not None:
+            if len(self.heads.numeric):
+                change = change + np.exp(0.5 * out.log_var) * noise.standard_normal(change.shape)
+            if self.heads.sizes:
+                uniform = np.maximum(noise.random(gumbel.shape), np.finfo(np.float32).tiny)
+                gumbel = gumbel - np.log(-np.log(uniform))
+            if len(self.heads.binary):
+                threshold = noise.random(out.binary.shape)
+        heads = self.heads
+        following = np.empty((len(expected), heads.width), dtype=np.float32)
+        following[:, heads.numeric] = np.clip(expected + scale * change, heads.low, heads.high)
+        following[:, heads.one_hot] = self._likeliest(gumbel)
+        following[:, heads.binary] = sigmoid(out.binary) > threshold
+        return following
+
+    def _moments(self, out: Distribution, expected: Floats, scale: Floats) -> tuple[Floats, Floats]:
+        """
+        :meth:`_describe` without torch.
+
+        :param out: what is predicted, ``(e, n, ...)``
+        :param expected: what the regression expects, ``(n, g)``
+        :param scale: what numbers typically differ by from it, ``(g,)``
+        :return: mean and variance, ``(e, n, m)`` both
+        """
+        mean = np.empty((*out.mean.shape[:-1], self.heads.width), dtype=np.float32)
+        var = np.empty_like(mean)
+        mean[..., self.heads.numeric] = expected + scale * out.mean
+        var[..., self.heads.numeric] = np.square(scale) * np.exp(out.log_var)
+        one_hot = np.exp(self._fast_log_softmax(out.one_hot))
+        for columns, p in ((self.heads.one_hot, one_hot), (self.heads.binary, sigmoid(out.binary))):
+            mean[..., columns] = p
+            var[..., columns] = p * (1.0 - p)
+        return mean, var
+
+    def _log_likelihood(
+        self, out: Distribution, target: Floats, expected: Floats, scale: Floats
+    ) -> NDArray[np.float64]:
+        """
+        :param out: what is predicted, ``(e, n, ...)``
+        :param target: what happened, ``(n, m)``
+        :param expected: what the regression expects, ``(n, g)``
+        :param scale: what numbers typically differ by from it, ``(g,)``
+        :return: summed over entries, ``(e, n)``
+        """
+        heads = self.heads
+        scaled = (target[:, heads.numeric] - expected) / scale
+        gaussian = -0.5 * (out.log_var + np.square(scaled - out.mean) * np.exp(-out.log_var) + _LOG_2_PI) - np.log(
+            scale
+        )
+        likelihood: NDArray[np.float64] = gaussian.sum(axis=2, dtype=np.float64)
+        likelihood += (self._fast_log_softmax(out.one_hot) * target[:, heads.one_hot]).sum(axis=2)
+        # log sigmoid(z) of what is 1, log sigmoid(-z) of what is 0
+        likelihood -= np.logaddexp(0.0, out.binary * (1.0 - 2.0 * target[:, heads.binary])).sum(axis=2)
+        return likelihood
+
+    def _likeliest(self, logits: Floats) -> Floats:
+        """
+        :param logits: ``(n, c)``
+        :return: one-hot code of the greatest of each group, ``(n, c)``
+        """
+        if not self.heads.sizes:
+            return logits
+        greatest = np.maximum.reduceat(logits, self._starts, axis=1)
+        return (logits == np.repeat(greatest, self.heads.sizes, axis=1)).astype(np.float32)
+
+    def _fast_log_softmax(self, logits: Floats) -> Floats:
+        if not self.heads.sizes:
+            return logits
+        sizes = self.heads.sizes
+        shifted = logits - np.repeat(np.maximum.reduceat(logits, self._starts, axis=-1), sizes, axis=-1)
+        total = np.add.reduceat(np.exp(shifted), self._starts, axis=-1)
+        normalised: Floats = shifted - np.repeat(np.log(total), sizes, axis=-1)
+        return normalised
+
+
+def _softplus(x: Floats) -> Floats:
+    return np.logaddexp(np.float32(0.0), x)
+
+
+def sigmoid(x: Floats) -> Floats:
+    """
+    :param x: any shape
+    :return: ``1 / (1 + exp(-x))``
+    """
+    value: Floats = np.exp(-np.logaddexp(np.float32(0.0), -x))
+    return value
