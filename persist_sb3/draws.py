@@ -99,3 +99,14 @@ def _width(size: int | Sequence[int]) -> int:
     :return: numbers a row
     """
     return 1 if isinstance(size, int) else math.prod(size[1:])
+
+
+def hash_rows(rows: Floats) -> NDArray[np.uint64]:
+    """
+    :param rows: ``(r, D)``
+    :return: a hash of each, ``(r,)``: multilinear, on the bits of its numbers (Lemire & Kaser, "Strongly universal
+        string hashing is fast", The Computer Journal, 2014)
+    """
+    bits = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    factors = splitmix64(np.arange(1, rows.shape[1] + 1, dtype=np.uint64) * GOLDEN)
+    return (bits * factors).sum(axis=1, dtype=np.uint64)

@@ -3,6 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from persist_sb3.buffers import Transitions
 from persist_sb3.buffers.transitions import concatenate
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.dynamics import DynamicsModel
+from persist_sb3.models.prediction import PredictiveModel
 
 #: Greatest norm of a gradient: what had never changed is far off its scale when it first does.
 MAX_GRAD_NORM = 10.0
@@ -46,8 +48,8 @@ class DynamicsCallback(LearningCallback):
     :raises ValueError: if a parameter is out of its range
     """
 
-    actor: DynamicsModel
-    learner: DynamicsModel
+    actor: Any
+    learner: Any
 
     def __init__(
         self,
@@ -113,10 +115,17 @@ class DynamicsCallback(LearningCallback):
             new = concatenate(self._new)
             self._new.clear()
             state, action, successor = *self._inputs(new), self._successor(new)
+            beliefs = self._beliefs()
             if self.updates:
-                self._tests.add(state, action, successor)
+                self._tests.add(state, action, successor, *beliefs)
             self.learner.measure(*map(self.tensor, (state, action, successor)))
         return super()._on_step()
+
+    def _beliefs(self) -> tuple[Any, ...]:
+        """
+        :return: what the model takes besides state and action, for the transitions since it was last asked
+        """
+        return ()
 
     def _inputs(self, transitions: Transitions) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         state = self.spec.encode(transitions.observation, transitions.internal)
@@ -134,7 +143,7 @@ class DynamicsCallback(LearningCallback):
         loss = self.learner.loss(state, action, target, self.tensor(counts.T), self.beta)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.learner.ensemble.parameters(), MAX_GRAD_NORM)
+        torch.nn.utils.clip_grad_norm_(self._parameters(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.learner.updates += 1
         return {"loss": float(loss.detach()) / self.members}
@@ -154,34 +163,45 @@ class _Tests:
     :param model: predicts, in NumPy
     """
 
-    def __init__(self, model: DynamicsModel) -> None:
+    def __init__(self, model: PredictiveModel) -> None:
         self._model = model
         self.rows = 0
         self._nll = self._disagreement = 0.0
         self._squares = np.zeros((3, model.heads.width))
 
-    def add(self, state: NDArray[np.float32], action: NDArray[np.float32], successor: NDArray[np.float32]) -> None:
+    def add(
+        self,
+        state: NDArray[np.float32],
+        action: NDArray[np.float32],
+        successor: NDArray[np.float32],
+        *belief: Any,
+    ) -> None:
         """
         :param state: ``(n, D)``
         :param action: encoded, ``(n, A)``
         :param successor: ``(n, m)``
+        :param belief: what the model takes besides
         """
-        mean, var = self._model.moments(state, action)
+        mean, var = self._model.moments(state, action, *belief)
         centre = mean.mean(axis=0)
         error = np.square(successor - centre)
         spread = (var + np.square(mean - centre)).mean(axis=0)  # the mixture's variance
         covered = error <= NINETY_PERCENT**2 * spread
         still = np.square(successor - state[:, self._model.part])
         self._squares += np.stack([error, still, covered]).sum(axis=1, dtype=np.float64)
-        self._nll += float(self._model.nll(state, action, successor).sum())
-        self._disagreement += float(self._model.disagreement(state, action).sum())
+        self._nll += float(self._model.nll(state, action, successor, *belief).sum())
+        if isinstance(self._model, DynamicsModel):
+            self._disagreement += float(self._model.disagreement(state, action).sum())
         self.rows += len(state)
 
     def overall(self) -> dict[str, float]:
         """
         :return: means over the transitions
         """
-        return {"nll": self._nll / self.rows, "disagreement": self._disagreement / self.rows}
+        overall = {"nll": self._nll / self.rows}
+        if isinstance(self._model, DynamicsModel):
+            overall["disagreement"] = self._disagreement / self.rows
+        return overall
 
     def by_column(self) -> dict[str, NDArray[np.float64]]:
         """

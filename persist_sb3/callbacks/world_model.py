@@ -1,6 +1,8 @@
 """Learns how the observation follows from the state and the action."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,9 @@ from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.world import WorldModel
 from persist_sb3.paths import locate, parse_path
 
+Kind = Literal["gaussian", "latent"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
 
 class WorldModelCallback(DynamicsCallback):
     """
@@ -19,6 +24,9 @@ class WorldModelCallback(DynamicsCallback):
     transitions before the model is trained on them ``nll``, ``disagreement``, ``error_ratio`` (the root mean squared
     error over that of predicting no change, averaged over the columns of the flattened observation that change: below 1
     something was learned) and, of the numbers among them, ``coverage`` (how often the 90 % interval holds the truth).
+
+    With ``kind="latent"`` it is a :class:`~persist_sb3.callbacks.latent.LatentWorldModelCallback`, which trains a
+    :class:`~persist_sb3.models.latent.LatentModel` instead and takes other parameters.
 
     :param net_arch: sizes of the hidden layers
     :param members: networks in the ensemble
@@ -34,13 +42,58 @@ class WorldModelCallback(DynamicsCallback):
     :param seed: of initial weights, batches and bootstrap. Default: the algorithm's
     :param log_path: folder for files that the callback writes
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
+    :param kind: ``"gaussian"``: an ensemble that predicts from what is seen now; ``"latent"``: a network that remembers
+        the episode
     :raises ValueError: if a parameter is out of its range
     """
 
     name = "world_model"
-    learner: WorldModel
 
-    def _make(self, spec: StateSpec) -> WorldModel:
+    def __new__(cls, *args: Any, kind: Kind = "gaussian", **kwargs: Any) -> "WorldModelCallback":
+        if cls is WorldModelCallback and kind == "latent":
+            from persist_sb3.callbacks.latent import LatentWorldModelCallback
+
+            return super().__new__(LatentWorldModelCallback)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        net_arch: Sequence[int] = (128, 128),
+        members: int = 5,
+        beta: float = 0.5,
+        buffer_size: int = 100_000,
+        batch_size: int = 256,
+        learning_starts: int = 1000,
+        train_freq: int = 4,
+        gradient_steps: int = 1,
+        learning_rate: float = 1e-3,
+        device: str = "cpu",
+        seed: int | None = None,
+        log_path: str | os.PathLike[str] | None = None,
+        verbose: int = 0,
+        *,
+        kind: Kind = "gaussian",
+    ) -> None:
+        super().__init__(
+            net_arch,
+            members,
+            beta,
+            buffer_size,
+            batch_size,
+            learning_starts,
+            train_freq,
+            gradient_steps,
+            learning_rate,
+            device,
+            seed,
+            log_path,
+            verbose,
+        )
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} must be {' or '.join(map(repr, KINDS))}")
+        self.kind = kind
+
+    def _make(self, spec: StateSpec) -> Any:
         return WorldModel(spec, self.net_arch, self.members, self._shown(spec))
 
     def _shown(self, spec: StateSpec) -> list[list[int]]:

@@ -64,6 +64,30 @@ class Heads:
             np.array(binary, dtype=np.intp),
         )
 
+    @classmethod
+    def of_numbers(cls, low: Floats, high: Floats) -> "Heads":
+        """
+        :param low: least value of each number, ``(g,)``
+        :param high: greatest value, ``(g,)``
+        :return: the heads of a vector of numbers
+        """
+        nothing = np.empty(0, dtype=np.intp)
+        return cls(np.arange(len(low)), low.astype(np.float32), high.astype(np.float32), nothing, (), nothing)
+
+    def __add__(self, other: "Heads") -> "Heads":
+        """
+        :param other: of a second vector
+        :return: the heads of both in a row
+        """
+        return Heads(
+            np.concatenate([self.numeric, self.width + other.numeric]),
+            np.concatenate([self.low, other.low]),
+            np.concatenate([self.high, other.high]),
+            np.concatenate([self.one_hot, self.width + other.one_hot]),
+            self.sizes + other.sizes,
+            np.concatenate([self.binary, self.width + other.binary]),
+        )
+
     @property
     def width(self) -> int:
         """Length of the vector, ``m``."""

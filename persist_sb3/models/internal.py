@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from persist_sb3.models.dynamics import DynamicsModel
 from persist_sb3.models.heads import Heads
 from persist_sb3.models.spec import StateSpec
@@ -21,7 +19,5 @@ class InternalModel(DynamicsModel):
     """
 
     def __init__(self, spec: StateSpec, net_arch: Sequence[int] = (128, 128), members: int = 5) -> None:
-        nothing = np.empty(0, dtype=np.intp)
-        low, high = spec.viability.low.astype(np.float32), spec.viability.high.astype(np.float32)
-        heads = Heads(np.arange(spec.internal_dim), low, high, nothing, (), nothing)
+        heads = Heads.of_numbers(spec.viability.low, spec.viability.high)
         super().__init__(spec, slice(spec.observation_dim, spec.state_dim), heads, net_arch, members)

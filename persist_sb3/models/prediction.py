@@ -1,6 +1,7 @@
 """What models of the next state share: kinds of entries, and numbers relative to a linear regression."""
 
 import math
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,9 +104,16 @@ class PredictiveModel(Model):
         :param action: encoded, ``(n, A)``
         :param target: the predicted part of ``s'``, ``(n, m)``
         """
-        self.standardizer.update(state)
+        self.standardizer.update(self._seen(state))
         change = (target - state[:, self.part])[:, self._columns(state.device)[0]]
         self.linear.update(torch.cat([state, action], dim=1), change, action.argmax(dim=1))
+
+    def _seen(self, state: torch.Tensor) -> torch.Tensor:
+        """
+        :param state: ``(..., D)``
+        :return: what the networks see of it, before it is standardised, ``(..., D)``
+        """
+        return state
 
     def _expected(self, state: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -173,6 +181,25 @@ class PredictiveModel(Model):
 
     # In NumPy
 
+    @abstractmethod
+    def moments(self, state: Floats, action: Floats, *belief: Any) -> tuple[Floats, Floats]:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :param belief: what else the model knows of the episodes, if it keeps that
+        :return: each member's mean and variance of the predicted part of ``s'``, ``(e, n, m)`` both
+        """
+
+    @abstractmethod
+    def nll(self, state: Floats, action: Floats, target: Floats, *belief: Any) -> NDArray[np.float64]:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :param target: the predicted part of ``s'``, ``(n, m)``
+        :param belief: what else the model knows of the episodes, if it keeps that
+        :return: its negative log-likelihood, summed over entries, ``(n,)``
+        """
+
     def _fast_expected(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
         change = self.linear.answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
         scale = np.sqrt(self.linear.residual.numpy() + np.float32(FLOOR))
@@ -230,14 +257,14 @@ class PredictiveModel(Model):
         self, out: Distribution, target: Floats, expected: Floats, scale: Floats
     ) -> NDArray[np.float64]:
         """
-        :param out: what is predicted, ``(e, n, ...)``
+        :param out: what is predicted, ``(e, n, ...)``; the last numbers may be left out
         :param target: what happened, ``(n, m)``
         :param expected: what the regression expects, ``(n, g)``
         :param scale: what numbers typically differ by from it, ``(g,)``
         :return: summed over entries, ``(e, n)``
         """
         heads = self.heads
-        scaled = (target[:, heads.numeric] - expected) / scale
+        scaled = (target[:, heads.numeric[: out.mean.shape[2]]] - expected) / scale
         gaussian = -0.5 * (out.log_var + np.square(scaled - out.mean) * np.exp(-out.log_var) + _LOG_2_PI) - np.log(
             scale
         )

@@ -7,13 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, unflatten
-from persist_sb3.draws import Draws
+from persist_sb3.draws import Draws, hash_rows
 from persist_sb3.models.imagination import Dynamics
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield.criteria import CRITERIA, Criterion, passes
 from persist_sb3.shield.decision import NONE, Verdict
-from persist_sb3.streams import GOLDEN, splitmix64
 
 #: Stands for a margin that a model gave as something that is not a number.
 UNFORESEEABLE = -1e3
@@ -170,7 +169,7 @@ class RolloutVerifier:
         """
         k, spec, rows = self.rollouts, self._spec, len(state) * self.rollouts
         everyone = np.arange(rows)
-        noise = Draws.split(_key(state), k)
+        noise = Draws.split(hash_rows(state), k)
         members = np.tile(np.arange(k) % self._dynamics.members, len(state))
         state, action = np.repeat(state, k, axis=0), np.repeat(action, k, axis=0)
         least = np.full(rows, np.inf, dtype=np.float32)
@@ -212,17 +211,6 @@ def check_search(conf: float, horizon: int, rollouts: int, criterion: str) -> No
             raise ValueError(f"{name}={value} must be at least 1")
     if criterion not in CRITERIA:
         raise ValueError(f"criterion={criterion!r} must be {', '.join(map(repr, CRITERIA))}")
-
-
-def _key(state: Floats) -> NDArray[np.uint64]:
-    """
-    :param state: ``(r, D)``
-    :return: a hash of each row, ``(r,)``: multilinear, on the bits of its numbers (Lemire & Kaser, "Strongly universal
-        string hashing is fast", The Computer Journal, 2014)
-    """
-    bits = np.ascontiguousarray(state, dtype=np.float32).view(np.uint32).astype(np.uint64)
-    factors = splitmix64(np.arange(1, state.shape[1] + 1, dtype=np.uint64) * GOLDEN)
-    return (bits * factors).sum(axis=1, dtype=np.uint64)
 
 
 def _median(steps: NDArray[np.intp], counts: NDArray[np.bool_]) -> NDArray[np.intp]:

@@ -1,0 +1,160 @@
+"""Learns the latent world model, from stretches of episodes."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from persist_sb3.batch import tree_map
+from persist_sb3.buffers import Sequences, Transitions
+from persist_sb3.buffers.transitions import as_batch
+from persist_sb3.callbacks.dynamics import MAX_GRAD_NORM
+from persist_sb3.callbacks.world_model import WorldModelCallback
+from persist_sb3.models.latent import Belief, LatentFilter, LatentModel
+from persist_sb3.models.spec import StateSpec
+from persist_sb3.wrappers.adapters import lookup
+
+
+class LatentWorldModelCallback(WorldModelCallback):
+    """
+    What ``WorldModelCallback(kind="latent")`` makes: trains a :class:`~persist_sb3.models.latent.LatentModel` on
+    stretches of episodes. Logs as :class:`~persist_sb3.callbacks.WorldModelCallback` does, of the whole state, each
+    transition predicted from what went before in its episode; there is no ``disagreement``, since there is one network,
+    but ``divergence``, the nats of a step that its latent variables tell and the past did not.
+
+    :param sequence_length: steps in a stretch
+    :param gru_size: size of the memory
+    :param units: size of the hidden layers
+    :param groups: categorical variables
+    :param classes: of each
+    :param beta: between the likelihood (0) and the squared error (1), see
+        :func:`~persist_sb3.models.prediction.beta_nll`
+    :param buffer_size: transitions kept to learn from
+    :param batch_size: stretches in a gradient step
+    :param learning_starts: transitions collected before the first gradient step
+    :param train_freq: steps of the vectorised environment between two trainings
+    :param gradient_steps: gradient steps in each training
+    :param learning_rate: of Adam
+    :param device: where to train
+    :param seed: of initial weights, batches and latent variables. Default: the algorithm's
+    :param log_path: folder for files that the callback writes
+    :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
+    :param kind: ``"latent"``
+    :raises ValueError: if a parameter is out of its range
+    """
+
+    def __init__(
+        self,
+        sequence_length: int = 32,
+        gru_size: int = 128,
+        units: int = 128,
+        groups: int = 8,
+        classes: int = 8,
+        beta: float = 0.5,
+        buffer_size: int = 100_000,
+        batch_size: int = 16,
+        learning_starts: int = 1000,
+        train_freq: int = 32,
+        gradient_steps: int = 1,
+        learning_rate: float = 1e-3,
+        device: str = "cpu",
+        seed: int | None = None,
+        log_path: str | os.PathLike[str] | None = None,
+        verbose: int = 0,
+        *,
+        kind: Literal["latent"] = "latent",
+    ) -> None:
+        super().__init__(
+            (units,),
+            1,
+            beta,
+            buffer_size,
+            batch_size,
+            learning_starts,
+            train_freq,
+            gradient_steps,
+            learning_rate,
+            device,
+            seed,
+            log_path,
+            verbose,
+            kind=kind,
+        )
+        sizes = {"gru_size": gru_size, "units": units, "groups": groups, "classes": classes}
+        for name, size in {"sequence_length": sequence_length, **sizes}.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        self.sequence_length = sequence_length
+        self.sizes = sizes
+
+    def _make(self, spec: StateSpec) -> LatentModel:
+        return LatentModel(spec, **self.sizes, shown=self._shown(spec))
+
+    def _on_training_start(self) -> None:
+        self._check_length()
+        super()._on_training_start()
+        self._filter = LatentFilter(self.actor, self.training_env.num_envs)
+        self._begin = np.ones(self.training_env.num_envs, dtype=np.bool_)
+        self._believed: list[Belief] = []
+
+    def _check_length(self) -> None:
+        try:
+            limit = getattr(lookup(self.training_env, "spec"), "max_episode_steps", None)
+        except AttributeError:
+            limit = None
+        if limit is not None and self.sequence_length > limit:
+            raise RuntimeError(
+                f"sequence_length={self.sequence_length} is longer than any episode: the environment's "
+                f"max_episode_steps is {limit}"
+            )
+        kept = self.buffer_size // self.training_env.num_envs
+        if self.sequence_length > kept:
+            raise RuntimeError(
+                f"sequence_length={self.sequence_length} is longer than what is kept: buffer_size={self.buffer_size} "
+                f"holds {kept} steps of each of {self.training_env.num_envs} environments"
+            )
+
+    def _on_step(self) -> bool:
+        new = self.store.read(self.locals)
+        state, action = self._inputs(new)
+        begin = np.flatnonzero(self._begin)
+        if len(begin):
+            self._filter.begin(begin, state[begin])
+        self._believed.append(self._filter.belief)
+        self._filter.follow(state, action, self._successor(new))
+        self._begin = new.done
+        return super()._on_step()
+
+    def _beliefs(self) -> tuple[Any, ...]:
+        memories, latents = zip(*self._believed, strict=True)
+        self._believed.clear()
+        return (Belief(np.concatenate(memories), np.concatenate(latents)),)
+
+    def _successor(self, transitions: Transitions) -> NDArray[np.float32]:
+        return self.spec.encode(transitions.next_observation, transitions.next_internal)
+
+    def _sample(self) -> Any:
+        return self.store.sample_sequences(self.batch_size, self.sequence_length, self.generator)
+
+    def _update(self, batch: Sequences) -> Mapping[str, float]:
+        size = batch.valid.shape
+        rows = Transitions(**tree_map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), as_batch(batch.transitions)))
+        state, action = self._inputs(rows)
+        successor = self._successor(rows)
+        seen = self.tensor(successor[:, : self.spec.observation_dim]), self.tensor(rows.next_internal)
+        self.learner.compare(*seen)
+        states = np.concatenate([state.reshape(*size, -1)[:, :1], successor.reshape(*size, -1)], axis=1)
+        gumbel = self.generator.gumbel(size=(size[0], size[1] + 1, self.sizes["groups"], self.sizes["classes"]))
+        valid = torch.as_tensor(batch.valid, device=seen[0].device)
+        losses = self.learner.loss(
+            self.tensor(states), self.tensor(action.reshape(*size, -1)), valid, self.tensor(gumbel), self.beta
+        )
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.learner.updates += 1
+        return {"loss": float(losses.total.detach()), "divergence": float(losses.divergence)}
