@@ -12,6 +12,7 @@ from persist_sb3.batch import tree_map
 from persist_sb3.buffers import Sequences, Transitions
 from persist_sb3.buffers.transitions import as_batch
 from persist_sb3.callbacks.dynamics import MAX_GRAD_NORM
+from persist_sb3.callbacks.forecasts import Models
 from persist_sb3.callbacks.world_model import WorldModelCallback
 from persist_sb3.models.latent import Belief, LatentFilter, LatentModel
 from persist_sb3.models.spec import StateSpec
@@ -124,9 +125,13 @@ class LatentWorldModelCallback(WorldModelCallback):
         if len(begin):
             self._filter.begin(begin, state[begin])
         self._believed.append(self._filter.belief)
+        going_on = super()._on_step()
         self._filter.follow(state, action, self._successor(new))
         self._begin = new.done
-        return super()._on_step()
+        return going_on
+
+    def _forecasters(self) -> Models:
+        return self.actor, None, self._filter.belief
 
     def _beliefs(self) -> tuple[Any, ...]:
         memories, latents = zip(*self._believed, strict=True)

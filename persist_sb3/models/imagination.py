@@ -1,7 +1,7 @@
 """What would happen: transitions of the whole state, learned or known, and rollouts of them."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from persist_sb3.batch import Batch, unflatten
 from persist_sb3.draws import Noise
 from persist_sb3.models.base import check_spec
 from persist_sb3.models.internal import InternalModel
+from persist_sb3.models.latent import Belief, LatentModel
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.world import WorldModel
 
@@ -31,6 +32,28 @@ class Dynamics(Protocol):
         :param noise: what chance is drawn from; None for no chance
         :return: ``s'``, ``(n, D)``
         """
+
+
+@runtime_checkable
+class RecurrentDynamics(Dynamics, Protocol):
+    """Dynamics that remember. :meth:`step` by itself starts from what the state alone says."""
+
+    def begin(self, state: Floats) -> Dynamics:
+        """
+        :param state: where each row begins, ``(n, D)``
+        :return: dynamics for these rows, whose steps follow one another: each takes the states that the last returned
+        """
+
+
+def begin(dynamics: Dynamics, state: Floats) -> Dynamics:
+    """
+    To be called by whoever imagines more than one step.
+
+    :param dynamics: how the state goes on
+    :param state: where each row begins, ``(n, D)``
+    :return: dynamics for steps that follow one another from there
+    """
+    return dynamics.begin(state) if isinstance(dynamics, RecurrentDynamics) else dynamics
 
 
 class LearnedDynamics:
@@ -56,6 +79,74 @@ class LearnedDynamics:
         columns, variables = self._shown[self._world.faithful.numpy()].T
         observation[:, columns] = internal[:, variables]
         return np.concatenate([observation, internal], axis=1)
+
+
+class LatentDynamics:
+    """
+    The latent model by itself, which imagines observation and internal variables together. A rollout remembers what it
+    has imagined; where it begins, it knows what the state alone says, unless it is told more.
+
+    :param model: imagines
+    """
+
+    members = LatentModel.members
+
+    def __init__(self, model: LatentModel) -> None:
+        self._model = model
+
+    def begin(self, state: Floats, belief: Belief | None = None) -> "LatentRollout":
+        """
+        See :meth:`RecurrentDynamics.begin`.
+
+        :param state: where each row begins, ``(n, D)``
+        :param belief: what is known of these rows' episodes, as :class:`~persist_sb3.models.latent.LatentFilter` keeps
+            it. Default: nothing
+        """
+        return LatentRollout(self._model, self._model.initial(state) if belief is None else belief)
+
+    def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
+        """See :meth:`Dynamics.step`."""
+        return self._model.sample(state, action, members, noise)
+
+
+class LatentRollout:
+    """
+    Steps that follow one another.
+
+    :param model: imagines
+    :param belief: about the rows' episodes, ``(n, ...)``
+    """
+
+    members = LatentModel.members
+
+    def __init__(self, model: LatentModel, belief: Belief) -> None:
+        self._model = model
+        self._belief = belief
+
+    def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
+        """
+        See :meth:`Dynamics.step`.
+
+        :raises ValueError: if there are not as many rows as the rollout began with
+        """
+        if len(state) != len(self._belief.memory):
+            raise ValueError(f"a rollout that began with {len(self._belief.memory)} rows goes on with {len(state)}")
+        following, self._belief = self._model.imagine(self._belief, state, action, noise)
+        return following
+
+
+def learned(world: WorldModel | LatentModel, internal: InternalModel | None) -> Dynamics:
+    """
+    :param world: of either kind
+    :param internal: predicts the internal variables, where ``world`` does not
+    :return: the whole state's dynamics
+    :raises ValueError: if they are about different environments, or the internal model is needed and not there
+    """
+    if isinstance(world, LatentModel):
+        return LatentDynamics(world)
+    if internal is None:
+        raise ValueError("a WorldModel predicts the observation only: give the InternalModel as well")
+    return LearnedDynamics(world, internal)
 
 
 class KnownDynamics:
@@ -111,6 +202,7 @@ def rollout(
     :return: the states after each step, ``(h, n, D)``
     """
     states = np.empty((horizon, *state.shape), dtype=np.float32)
+    dynamics = begin(dynamics, state)
     for step in range(horizon):
         action = actions(step, state) if callable(actions) else actions[step]
         states[step] = state = dynamics.step(state, action, members, noise)

@@ -200,6 +200,14 @@ class PredictiveModel(Model):
         :return: its negative log-likelihood, summed over entries, ``(n,)``
         """
 
+    def regress(self, state: Floats, action: Floats) -> Floats:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :return: what the linear regression by itself expects of the numbers in ``s'``, ``(n, g)``
+        """
+        return self._fast_expected(state, action)[0]
+
     def _fast_expected(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
         change = self.linear.answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
         scale = np.sqrt(self.linear.residual.numpy() + np.float32(FLOOR))

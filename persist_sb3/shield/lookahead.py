@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch
-from persist_sb3.models.imagination import Dynamics, KnownDynamics, LearnedDynamics
+from persist_sb3.models.imagination import Dynamics, KnownDynamics, learned
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.rollouts import CriticBackup, Policy, PolicyBackup, RolloutVerifier, check_search
@@ -59,8 +59,8 @@ class LookAhead:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models that it takes."""
-        learned = () if self.dynamics is not None else ("internal_model", "world_model")
-        return learned if self.backup is not None else ("viability", *learned)
+        names = () if self.dynamics is not None else ("internal_model", "world_model")
+        return names if self.backup is not None else ("viability", *names)
 
     def verifier(self, spec: StateSpec, models: Mapping[str, Any]) -> RolloutVerifier:
         """
@@ -70,7 +70,7 @@ class LookAhead:
         """
         dynamics: Dynamics
         if self.dynamics is None:
-            dynamics = LearnedDynamics(models["world_model"], models["internal_model"])
+            dynamics = learned(models["world_model"], models["internal_model"])
         elif callable(self.dynamics):
             dynamics = KnownDynamics(spec, self.dynamics)
         else:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, unflatten
 from persist_sb3.draws import Draws, hash_rows
-from persist_sb3.models.imagination import Dynamics
+from persist_sb3.models.imagination import Dynamics, begin
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield.criteria import CRITERIA, Criterion, passes
@@ -175,8 +175,9 @@ class RolloutVerifier:
         least = np.full(rows, np.inf, dtype=np.float32)
         constraint = np.zeros(rows, dtype=np.intp)
         step = np.full(rows, NONE)
+        dynamics = begin(self._dynamics, state)
         for now in range(1, self.horizon + 1):
-            state = self._dynamics.step(state, action, members, noise)
+            state = dynamics.step(state, action, members, noise)
             margins = spec.viability.margins(state[:, spec.observation_dim :])
             worst = margins.argmin(axis=1)
             margin = np.nan_to_num(margins[everyone, worst], nan=UNFORESEEABLE)

@@ -15,10 +15,10 @@ from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.imagination import Dynamics
 from persist_sb3.models.internal import InternalModel
+from persist_sb3.models.observation import ObservationModel
 from persist_sb3.models.safety import SafetyNetwork
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
-from persist_sb3.models.world import WorldModel
 from persist_sb3.shield import BoxShield, Correction, Decision, EnumeratedShield, Projection
 from persist_sb3.shield.amortised import AmortisedVerifier
 from persist_sb3.shield.calibration import Calibration
@@ -37,7 +37,7 @@ Shield = EnumeratedShield | BoxShield
 KINDS: dict[str, type[Model]] = {
     "viability": ViabilityCritic,
     "internal_model": InternalModel,
-    "world_model": WorldModel,
+    "world_model": ObservationModel,
     "safety": SafetyNetwork,
 }
 CALIBRATED: Literal["calibrated"] = "calibrated"
