@@ -22,8 +22,8 @@ Models = tuple[WorldModel | LatentModel, InternalModel | None, Belief | None]
 
 class Forecasts:
     """
-    At the beginning of every :data:`INTERVAL` steps it keeps the models as they are; when the next steps have been
-    taken, it asks what they would have predicted, told the actions.
+    Once the models have been trained, it keeps them as they are at the beginning of every :data:`INTERVAL` steps; when
+    the next steps have been taken, it asks what they would have predicted, told the actions.
 
     :param models: asked where a test begins
     """
@@ -44,7 +44,10 @@ class Forecasts:
         :param done: where an episode ends, ``(n,)``
         """
         if self._step == 0:
-            self._models = copy.deepcopy(self._ask())
+            models = self._ask()
+            if not int(models[0].updates):
+                return
+            self._models = copy.deepcopy(models)
             self._state, self._actions, self._truth = state, [action], [successor]
             self._running = [np.ones(len(state), dtype=np.bool_), ~done]
         elif self._step < HORIZONS[-1]:

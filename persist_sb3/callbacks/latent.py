@@ -27,6 +27,8 @@ class LatentWorldModelCallback(WorldModelCallback):
     but ``divergence``, the nats of a step that its latent variables tell and the past did not.
 
     :param sequence_length: steps in a stretch
+    :param forgetting: how often, a step, the past is forgotten in training, in ``[0, 1)``: so the model learns to begin
+        in the middle of an episode, as a shield lets it
     :param gru_size: size of the memory
     :param units: size of the hidden layers
     :param groups: categorical variables
@@ -50,6 +52,7 @@ class LatentWorldModelCallback(WorldModelCallback):
     def __init__(
         self,
         sequence_length: int = 32,
+        forgetting: float = 0.1,
         gru_size: int = 128,
         units: int = 128,
         groups: int = 8,
@@ -88,7 +91,10 @@ class LatentWorldModelCallback(WorldModelCallback):
         for name, size in {"sequence_length": sequence_length, **sizes}.items():
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
+        if not 0.0 <= forgetting < 1.0:
+            raise ValueError(f"forgetting={forgetting} must be in [0, 1)")
         self.sequence_length = sequence_length
+        self.forgetting = forgetting
         self.sizes = sizes
 
     def _make(self, spec: StateSpec) -> LatentModel:
@@ -153,9 +159,10 @@ class LatentWorldModelCallback(WorldModelCallback):
         self.learner.compare(*seen)
         states = np.concatenate([state.reshape(*size, -1)[:, :1], successor.reshape(*size, -1)], axis=1)
         gumbel = self.generator.gumbel(size=(size[0], size[1] + 1, self.sizes["groups"], self.sizes["classes"]))
-        valid = torch.as_tensor(batch.valid, device=seen[0].device)
+        forget = self.generator.random(size) < self.forgetting
+        valid, forget = (torch.as_tensor(flags, device=seen[0].device) for flags in (batch.valid, forget))
         losses = self.learner.loss(
-            self.tensor(states), self.tensor(action.reshape(*size, -1)), valid, self.tensor(gumbel), self.beta
+            self.tensor(states), self.tensor(action.reshape(*size, -1)), valid, forget, self.tensor(gumbel), self.beta
         )
         self.optimizer.zero_grad()
         losses.total.backward()

@@ -122,25 +122,36 @@ class LatentModel(ObservationModel, PredictiveModel):
     # In torch
 
     def loss(
-        self, state: torch.Tensor, action: torch.Tensor, valid: torch.Tensor, gumbel: torch.Tensor, beta: float
+        self,
+        state: torch.Tensor,
+        action: torch.Tensor,
+        valid: torch.Tensor,
+        forget: torch.Tensor,
+        gumbel: torch.Tensor,
+        beta: float,
     ) -> Losses:
         """
         :param state: of stretches of episodes, the last one's successor included, ``(b, l + 1, D)``
         :param action: encoded, ``(b, l, A)``
         :param valid: which steps count, ``(b, l)`` bool
+        :param forget: before which steps the past is forgotten, as it is before the first, ``(b, l)`` bool
         :param gumbel: standard Gumbel noise, ``(b, l + 1, groups, classes)``
         :param beta: of the numbers' likelihood, see :func:`~persist_sb3.models.prediction.beta_nll`
         :return: means over the steps that count
         """
         length = action.shape[1]
         seen = self.encoder(self.standardizer(self._seen(state)))
-        memory = state.new_zeros(len(state), self.gru_size)
-        latent = straight_through(self._log_p(self.posterior, memory, seen[:, 0]), gumbel[:, 0])
+        nothing = state.new_zeros(len(state) * length, self.gru_size)
+        log_q = self._log_p(self.posterior, nothing, seen[:, :-1].flatten(0, 1))
+        fresh = straight_through(log_q.unflatten(0, (-1, length)), gumbel[:, :-1])
+        memory, latent = nothing[: len(state)], fresh[:, 0]
         memories, posteriors, latents = [], [], []
         for step in range(length):
-            memory = self.cell(
-                self.mixer(torch.cat([latent.flatten(1), seen[:, step], action[:, step]], dim=1)), memory
-            )
+            lost = forget[:, step, None]
+            memory = memory.masked_fill(lost, 0.0)
+            latent = torch.where(lost[..., None], fresh[:, step], latent)
+            mixed = self.mixer(torch.cat([latent.flatten(1), seen[:, step], action[:, step]], dim=1))
+            memory = self.cell(mixed, memory)
             log_q = self._log_p(self.posterior, memory, seen[:, step + 1])
             latent = straight_through(log_q, gumbel[:, step + 1])
             memories.append(memory)
@@ -277,8 +288,9 @@ class LatentModel(ObservationModel, PredictiveModel):
         :return: what each sample of the latent variables predicts, ``(samples, n, ...)``. They are drawn by a hash of
             the row, so that a prediction is a function of what it is made from
         """
-        memory = self._advance(self.initial(state) if belief is None else belief, state, action)
-        noise = Draws.split(hash_rows(np.concatenate([memory, state, action], axis=1)), self.samples)
+        belief = self.initial(state) if belief is None else belief
+        noise = Draws.split(hash_rows(np.concatenate([belief.memory, state, action], axis=1)), self.samples)
+        memory = self._advance(belief, state, action)
         log_p = np.repeat(self._prior(memory), self.samples, axis=0)
         latent = self._code(log_p + _gumbel(noise, log_p.shape))
         outputs = self._decode(np.repeat(memory, self.samples, axis=0), latent)
