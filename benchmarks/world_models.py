@@ -4,11 +4,10 @@ What the world models predict, with and without a memory, and what they cost.
 *Prediction*: an untrained policy acts in CartPole, Pendulum and GridLife, as they are and with less to see: the
 velocities hidden, or a view of 3x3 tiles instead of 5x5. ``InternalModelCallback`` and both kinds of
 ``WorldModelCallback`` learn from the same steps, with about the same CPU time for each kind. On other episodes of the
-same policy: the negative log-likelihood of the next observation, in nats an entry, and the error of the mean of 16
-imagined futures after 1, 4 and 8 steps whose actions are told: the root of the squared error over the variance,
-averaged over the columns of the state that vary (0: exact; about 1: no better than the overall mean). Baselines are
-"nothing changes", and the linear regression (of each Discrete action by itself) of the same steps, which both models
-contain.
+same policy: the negative log-likelihood of the next observation, in nats an entry, and the error of what is expected
+after 1, 4 and 8 steps whose actions are told: the root of the squared error over the variance, averaged over the
+columns of the state that vary (0: exact; about 1: no better than the overall mean). Baselines are "nothing changes",
+and the linear regression (of each Discrete action by itself) of the same steps, which both models contain.
 
 *Cost*: CPU time per 1000 environment steps with each callback's defaults, in one thread, beside that of PPO with its
 own defaults in the same run::
@@ -233,10 +232,10 @@ def predict(name: str, seed: int, timesteps: int) -> dict[str, dict[str, float]]
     }
     dynamics = LatentDynamics(latent.actor)
     futures = {
-        "latent": forecast(dynamics, state, tests.actions, 16, tests.belief),
-        "latent, no history": forecast(dynamics, state, tests.actions, 16),
-        "gaussian": forecast(LearnedDynamics(world.actor, internal.actor), state, tests.actions, 16),
-        "linear": forecast(linear, state, tests.actions, 1),
+        "latent": forecast(dynamics, state, tests.actions, tests.belief),
+        "latent, no history": forecast(dynamics, state, tests.actions),
+        "gaussian": forecast(LearnedDynamics(world.actor, internal.actor), state, tests.actions),
+        "linear": forecast(linear, state, tests.actions),
         "nothing changes": np.broadcast_to(state, truth.shape),
     }
     measured: dict[str, dict[str, float]] = {}

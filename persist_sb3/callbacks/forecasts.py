@@ -13,8 +13,8 @@ from persist_sb3.models.latent import Belief, LatentModel
 from persist_sb3.models.spec import Floats
 from persist_sb3.models.world import WorldModel
 
-#: Steps ahead that are looked at, imagined futures of each, and steps of the environments from one test to the next.
-HORIZONS, ROLLOUTS, INTERVAL = (1, 4, 8), 4, 64
+#: Steps ahead that are looked at, and steps of the environments from one test to the next.
+HORIZONS, INTERVAL = (1, 4, 8), 64
 
 #: World model, internal model where there is one, and what is believed of the running episodes.
 Models = tuple[WorldModel | LatentModel, InternalModel | None, Belief | None]
@@ -65,7 +65,7 @@ class Forecasts:
             return
         dynamics = learned(world, internal)
         linear = LinearDynamics(world) if internal is None else LinearDynamics(world, internal)
-        predicted = forecast(dynamics, state, actions, ROLLOUTS, belief), forecast(linear, state, actions, 1)
+        predicted = forecast(dynamics, state, actions, belief), forecast(linear, state, actions)
         for ahead in HORIZONS:
             truth, rows = self._truth[ahead - 1], self._running[ahead - 1]
             guesses = np.stack([predicted[0][ahead - 1], predicted[1][ahead - 1], state])

@@ -30,7 +30,7 @@ class WorldModelCallback(DynamicsCallback):
 
     Beside an ``InternalModelCallback``, every 64 steps of the environments it also tests predictions of the next 1, 4
     and 8 steps, whose actions are told, by the models as they were before: ``forecast_8`` is the root mean squared
-    error of the mean of imagined futures over that of "nothing changes", averaged over the columns of the state that
+    error of what is expected over that of "nothing changes", averaged over the columns of the state that
     change, and ``linear_8`` that of the linear regression inside the models by itself.
 
     With ``kind="latent"`` it is a :class:`~persist_sb3.callbacks.latent.LatentWorldModelCallback`, which trains a

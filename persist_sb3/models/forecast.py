@@ -3,34 +3,31 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from persist_sb3.draws import Draws, Noise, hash_rows
+from persist_sb3.draws import Noise
 from persist_sb3.models.imagination import Dynamics, LatentDynamics, rollout
 from persist_sb3.models.latent import Belief
 from persist_sb3.models.prediction import PredictiveModel
 from persist_sb3.models.spec import Floats
 
 
-def forecast(
-    dynamics: Dynamics, state: Floats, actions: Floats, rollouts: int = 16, belief: Belief | None = None
-) -> Floats:
+def forecast(dynamics: Dynamics, state: Floats, actions: Floats, belief: Belief | None = None) -> Floats:
     """
-    The mean of imagined futures, drawn by a hash of the state: a function of what it is made from.
+    What is expected if nothing is left to chance, averaged over the networks of an ensemble.
 
     :param dynamics: how the state goes on
     :param state: where each row begins, ``(n, D)``
     :param actions: encoded, of every step, ``(h, n, A)``
-    :param rollouts: futures of each row
     :param belief: about the rows' episodes, for :class:`~persist_sb3.models.imagination.LatentDynamics`. Default: none
     :return: the state after each step, ``(h, n, D)``
     """
-    rows = np.repeat(np.arange(len(state)), rollouts)
-    members = np.tile(np.arange(rollouts) % dynamics.members, len(state))
     if belief is not None:
         assert isinstance(dynamics, LatentDynamics)
-        dynamics = dynamics.begin(state[rows], belief.rows(rows))
-    noise = Draws.split(hash_rows(state), rollouts)
-    futures = rollout(dynamics, state[rows], actions[:, rows], len(actions), members, noise)
-    mean: Floats = futures.reshape(len(actions), len(state), rollouts, -1).mean(axis=2)
+        dynamics = dynamics.begin(state, belief)
+    rows = np.full(len(state), 1)
+    futures = [
+        rollout(dynamics, state, actions, len(actions), member * rows, None) for member in range(dynamics.members)
+    ]
+    mean: Floats = np.mean(futures, axis=0)
     return mean
 
 
