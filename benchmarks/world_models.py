@@ -12,7 +12,7 @@ and the linear regression (of each Discrete action by itself) of the same steps,
 *Cost*: CPU time per 1000 environment steps with each callback's defaults, in one thread, beside that of PPO with its
 own defaults in the same run::
 
-    python benchmarks/world_models.py                          # 2 seeds, about 8 minutes
+    python benchmarks/world_models.py                          # 2 seeds, about 10 minutes of CPU time
     python benchmarks/world_models.py --seeds 1 --only cost
 """
 
@@ -62,12 +62,14 @@ class Case(NamedTuple):
     :param seen: columns of its observation that are seen; None for all
     :param kwargs: of the environment
     :param internal: of ``VecInternalState``
+    :param timesteps: to learn from
     """
 
     env_id: str
     seen: tuple[int, ...] | None = None
     kwargs: Mapping[str, Any] = MappingProxyType({})
     internal: Mapping[str, Any] = MappingProxyType({})
+    timesteps: int = 12_000
 
 
 def cart(x: int, theta: int) -> dict[str, Any]:
@@ -86,8 +88,8 @@ CASES = {
     "CartPole, no velocities": Case("CartPole-v1", (0, 2), internal=cart(0, 1)),
     "Pendulum": Case("Pendulum-v1", internal=UPRIGHT),
     "Pendulum, no velocity": Case("Pendulum-v1", (0, 1), internal=UPRIGHT),
-    "GridLife": Case("GridLifeFlat-v0"),
-    "GridLife, view of 3x3": Case("GridLifeFlat-v0", kwargs={"radius": 1}),
+    "GridLife": Case("GridLifeFlat-v0", timesteps=24_000),
+    "GridLife, view of 3x3": Case("GridLifeFlat-v0", kwargs={"radius": 1}, timesteps=24_000),
 }
 
 
@@ -198,14 +200,15 @@ def gaussian_nll(error: Floats, var: Floats) -> NDArray[np.float64]:
     return nll
 
 
-def predict(name: str, seed: int, timesteps: int) -> dict[str, dict[str, float]]:
+def predict(name: str, seed: int, fraction: float) -> dict[str, dict[str, float]]:
     """
     :param name: of the case
     :param seed: of everything
-    :param timesteps: to learn from
+    :param fraction: of the case's steps to learn from
     :return: by predictor, what was measured
     """
     case = CASES[name]
+    timesteps = round(fraction * case.timesteps)
     agent = untrained(make(case, seed), seed)
     latent = WorldModelCallback(kind="latent", **LATENT)
     recorder, world, internal = Recorder(), WorldModelCallback(**GAUSSIAN), InternalModelCallback(**GAUSSIAN)
@@ -278,7 +281,7 @@ def main() -> None:
     """Measure, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="of each case")
-    parser.add_argument("--timesteps", type=int, default=12_000, help="environment steps to learn from")
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the environment steps to learn from")
     parser.add_argument("--only", choices=["prediction", "cost"], help="leave the other out")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="leave the others out")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
@@ -289,7 +292,7 @@ def main() -> None:
 
     if arguments.only != "cost":
         for name in track(arguments.cases, "learning"):
-            seeds = [predict(name, seed, arguments.timesteps) for seed in range(arguments.seeds)]
+            seeds = [predict(name, seed, arguments.fraction) for seed in range(arguments.seeds)]
             table = Table(title=f"{name}: mean over {arguments.seeds} seeds [95 % interval]")
             columns = list(seeds[0][PREDICTORS[0]])
             for column in ("", *columns):
@@ -301,9 +304,9 @@ def main() -> None:
             for predictor in PREDICTORS:
                 cells = [limits[column][predictor] for column in columns]
                 table.add_row(predictor, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in cells))
-            results[name] = {"by seed": seeds, "intervals": limits}
+            timesteps = round(arguments.fraction * CASES[name].timesteps)
+            results[name] = {"timesteps": timesteps, "by seed": seeds, "intervals": limits}
             Console(width=120).print(table)
-        results["timesteps"] = arguments.timesteps
 
     if arguments.only != "prediction":
         table = Table(title="CPU time per 1000 environment steps of GridLife, 8 environments, ms")
