@@ -7,7 +7,7 @@ from persist_sb3.buffers.replay import (
     ExecutedActionNStepReplayBuffer,
     ExecutedActionReplayBuffer,
 )
-from persist_sb3.buffers.transitions import Transitions, TransitionStore, concatenate
+from persist_sb3.buffers.transitions import Sequences, Transitions, TransitionStore, concatenate
 
 __all__ = [
     "DemonstrationError",
@@ -16,6 +16,7 @@ __all__ = [
     "ExecutedActionNStepReplayBuffer",
     "ExecutedActionReplayBuffer",
     "NearBoundaryBuffer",
+    "Sequences",
     "TransitionStore",
     "Transitions",
     "concatenate",

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from persist_sb3.batch import Batch, stack, take, tree_map, with_rows
+from persist_sb3.buffers.sequences import draw_windows
 from persist_sb3.infos import reset_source
 
 if TYPE_CHECKING:
@@ -52,6 +53,21 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.reward)
+
+
+class Sequences(NamedTuple):
+    """
+    Stretches of ``b`` episodes, each in one environment and without a gap.
+
+    :param transitions: each with the axes ``(b, length, ...)``
+    :param valid: which rows are true; behind a stretch that ends early, its last row is repeated, ``(b, length)`` bool
+    :param is_first: whether a stretch begins with the first step of its episode that was read, ``(b,)`` bool; where it
+        does not, something went before
+    """
+
+    transitions: Transitions
+    valid: NDArray[np.bool_]
+    is_first: NDArray[np.bool_]
 
 
 _FIELDS = tuple(field.name for field in fields(Transitions))
@@ -110,6 +126,8 @@ class TransitionStore:
         #: Transitions written to the ring so far, those included that it has forgotten.
         self.written = 0
         self._memory: Batch = None
+        # Of each row of the ring: whether it is the first of its episode that was read.
+        self._first = np.empty(0, dtype=np.bool_)
         self._position = 0
         self._size = 0
         self._demonstrations: list[Transitions] = []
@@ -142,6 +160,7 @@ class TransitionStore:
         self._observation: Batch = self._normalizer.old_obs if self._normalizer else model._last_obs
         self._internal = np.array(_column(self._resets.reset_infos, "internal"), dtype=np.float64)
         self._current = None
+        self._begins = np.ones(env.num_envs, dtype=np.bool_)
         self.steps = 0
 
     def read(self, local_variables: Mapping[str, Any]) -> Transitions:
@@ -167,6 +186,7 @@ class TransitionStore:
         self.steps += 1
         if self.capacity:
             self._remember(self._current)
+        self._begins = dones
         return self._current
 
     def _parse(self, local_variables: Mapping[str, Any], dones: NDArray[np.bool_]) -> Transitions:
@@ -222,22 +242,24 @@ class TransitionStore:
         if capacity <= self.capacity:
             return
         oldest_first = (self._position - self._size + np.arange(self._size)) % max(self.capacity, 1)
-        kept = None if self._memory is None else take(self._memory, oldest_first)
+        kept = None if self._memory is None else (take(self._memory, oldest_first), self._first[oldest_first])
         self.capacity, self._memory, self._position, self._size = capacity, None, 0, 0
         if kept is not None:
-            self._write(kept)
+            self._write(*kept)
 
     def _remember(self, transitions: Transitions) -> None:
-        self._write(as_batch(transitions))
+        self._write(as_batch(transitions), self._begins)
         self.written += len(transitions)
 
-    def _write(self, rows: Batch) -> None:
-        count = len(rows["reward"])
+    def _write(self, rows: Batch, first: NDArray[np.bool_]) -> None:
+        count = len(first)
         self.capacity = max(self.capacity, count)
         if self._memory is None:
             self._memory = tree_map(lambda leaf: np.empty((self.capacity, *leaf.shape[1:]), leaf.dtype), rows)
+            self._first = np.empty(self.capacity, dtype=np.bool_)
         where = (self._position + np.arange(count)) % self.capacity
         tree_map(lambda memory, leaf: memory.__setitem__(where, leaf), self._memory, rows)
+        self._first[where] = first
         self._position = (self._position + count) % self.capacity
         self._size = min(self._size + count, self.capacity)
 
@@ -276,8 +298,7 @@ class TransitionStore:
         shown = self._shown(batch_size, demonstration_share)
         parts = []
         if shown < batch_size or not shown:
-            if not self._size:
-                raise RuntimeError("no transition is kept: call reserve(capacity) first, and sample after a step")
+            self._require_rows()
             rows = generator.integers(self._size, size=batch_size - shown)
             parts.append(Transitions(**take(self._memory, rows)))
         if shown:
@@ -291,6 +312,32 @@ class TransitionStore:
         if share and not self.demonstrated:
             raise RuntimeError(f"demonstration_share={share}, but there are no demonstrations: call preload first")
         return round(share * batch_size)
+
+    def sample_sequences(self, batch_size: int, length: int, generator: np.random.Generator) -> Sequences:
+        """
+        Stretches of episodes, for models with a memory. Every transition is drawn with the same probability, and then a
+        stretch about it, which keeps to its environment and its episode; it is shorter than ``length`` only where the
+        episode is, or what the store still has of it. Demonstrations are not drawn: they are no episodes any more.
+
+        :param batch_size: how many, ``b``
+        :param length: of each
+        :param generator: decides which
+        :return: the stretches
+        :raises ValueError: if ``length`` is below 1
+        :raises RuntimeError: if nothing has been kept
+        """
+        if length < 1:
+            raise ValueError(f"length={length} must be at least 1")
+        self._require_rows()
+        windows = draw_windows(
+            self._first, self._position, self._size, len(self._begins), batch_size, length, generator
+        )
+        rows = (self._position - 1 - windows.ages) % self.capacity
+        return Sequences(Transitions(**take(self._memory, rows)), windows.valid, self._first[rows[:, 0]])
+
+    def _require_rows(self) -> None:
+        if not self._size:
+            raise RuntimeError("no transition is kept: call reserve(capacity) first, and sample after a step")
 
     def recall(self, ages: NDArray[np.intp]) -> Transitions:
         """
