@@ -38,8 +38,8 @@ class BeliefCallback(LearningCallback):
     lived, and the first ``burn_in`` steps only refresh that memory (Kapturowski et al., "Recurrent experience replay in
     distributed reinforcement learning", ICLR 2019).
 
-    Logs under ``persist/belief/``: ``loss``; and of the beliefs that the agent was shown, before the model is trained on
-    those steps, for each variable ``rmse/<name>`` and ``coverage/<name>`` (how often the 90 % interval holds the
+    Logs under ``persist/belief/``: ``loss``; and of the beliefs that the agent was shown, before the model is trained
+    on those steps, for each variable ``rmse/<name>`` and ``coverage/<name>`` (how often the 90 % interval holds the
     truth), and ``nees`` (the normalised estimation error squared, divided by the number of variables: 1 if the
     variances are right, above it if the model is too sure).
 

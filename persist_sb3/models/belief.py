@@ -1,7 +1,8 @@
 """A belief: what can be told about hidden internal variables from what the agent has seen and done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from persist_sb3.batch import Batch, flatten
+from persist_sb3.draws import Noise
 from persist_sb3.models.base import Model
 from persist_sb3.models.dynamics import FLOOR, LOG_VAR_HIGH, LOG_VAR_LOW, beta_nll
 from persist_sb3.models.networks import Standardizer
 from persist_sb3.models.spec import Floats, StateSpec
+from persist_sb3.paths import locate, parse_path
 from persist_sb3.viability import ViabilitySet, unknown_name
 
 
@@ -154,6 +157,65 @@ class GRUBelief(Model):
         log_var = LOG_VAR_LOW + np.logaddexp(zero, log_var - LOG_VAR_LOW)
         unit = self.target.var.numpy() + np.float32(FLOOR)
         return memory, self.target.mean.numpy() + np.sqrt(unit) * mean, unit * np.exp(log_var)
+
+
+class BeliefColumns(NamedTuple):
+    """
+    Where a state ``s = [o, x]`` whose observation shows a belief (see :class:`~persist_sb3.wrappers.BeliefState`) keeps
+    what.
+
+    :param mean: columns of the means, ``(k,)``
+    :param variance: of the variances, ``(k,)``
+    :param variable: of the variables themselves, in ``x``, ``(k,)``
+    :param low: least values that the variables can take, ``(k,)``
+    :param high: greatest, ``(k,)``
+    """
+
+    mean: NDArray[np.intp]
+    variance: NDArray[np.intp]
+    variable: NDArray[np.intp]
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def find(cls, spec: StateSpec, entries: Mapping[str, tuple[str, str]]) -> "BeliefColumns":
+        """
+        :param spec: of the state
+        :param entries: where the observation shows mean and variance, by variable
+        :return: the columns
+        """
+        space, dims = spec.observation_space, spec.viability.dims
+
+        def shown(which: int) -> NDArray[np.intp]:
+            found = [locate(parse_path(paths[which])[1], space).columns(space)[0] for paths in entries.values()]
+            return np.array(found, dtype=np.intp)
+
+        variables = np.array([dims.index(name) for name in entries], dtype=np.intp)
+        low, high = spec.viability.low[variables], spec.viability.high[variables]
+        return cls(
+            shown(0), shown(1), spec.observation_dim + variables, low.astype(np.float32), high.astype(np.float32)
+        )
+
+    def believed(self, state: Floats) -> Floats:
+        """
+        :param state: ``(n, D)``
+        :return: the same with the mean of each hidden variable in place of its value, which the agent does not know
+        """
+        state = state.copy()
+        state[:, self.variable] = state[:, self.mean]
+        return state
+
+    def sample(self, state: Floats, noise: Noise) -> Floats:
+        """
+        :param state: ``(n, D)``
+        :param noise: what chance is drawn from
+        :return: the same with the hidden variables drawn from the belief's Gaussian about where ``x`` has them, kept to
+            their physical range
+        """
+        state = state.copy()
+        spread = np.sqrt(state[:, self.variance]) * noise.standard_normal((len(state), len(self.variable)))
+        state[:, self.variable] = (state[:, self.variable] + spread).clip(self.low, self.high)
+        return state
 
 
 def prior(viability: ViabilitySet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

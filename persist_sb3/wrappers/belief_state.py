@@ -368,12 +368,12 @@ class BeliefStateLayer(Layer):
                 f"BeliefState cannot use the part {self.part!r}: {error}. Where the dynamics are learned, BeliefState "
                 "must be the outermost layer that changes the observation"
             ) from error
+        if isinstance(model, GRUBelief) and model.variables != self.variables:
+            raise BeliefError(
+                f"BeliefState estimates {', '.join(self.variables)}, and the model {', '.join(model.variables)}"
+            )
         self._model = model
         if isinstance(model, GRUBelief):
-            if model.variables != self.variables:
-                raise BeliefError(
-                    f"BeliefState estimates {', '.join(self.variables)}, and the model {', '.join(model.variables)}"
-                )
             if isinstance(self._estimator, GRUEstimator) and self._estimator.model.memory == model.memory:
                 self._estimator.model = model
             else:
@@ -409,34 +409,32 @@ class BeliefStateLayer(Layer):
                 stacklevel=2,
             )
 
-    def _estimate(self) -> Estimator | None:
-        """
-        :return: who estimates; None while there is no model, or it is not trained
-        """
-        if self._estimator is None:
-            if self._model is None:
-                self._find_model()
-            if self._model is not None and int(self._model.updates):
-                gru = self.estimator == "gru"
-                self._estimator = GRUEstimator(self._model, self.num_envs) if gru else self._learned()
-                # Exact where an episode has just begun; in the midst of one, what went before is lost.
-                self._estimator.begin(self.everyone, self._observation)
-        return self._estimator
+    def _start_estimator(self) -> None:
+        """Begin to estimate, once there is a model that is trained."""
+        if self._estimator is None and self._model is not None and int(self._model.updates):
+            gru = self.estimator == "gru"
+            self._estimator = GRUEstimator(self._model, self.num_envs) if gru else self._learned()
+            # Exact where an episode has just begun; in the midst of one, what went before is lost.
+            self._estimator.begin(self.everyone, self._observation)
+            self._take_over(self.everyone, self._estimator)
 
     def begin(self, slots: Slots, observation: Batch, infos: Infos) -> None:
         rows = take(observation, slots)
         self._observation = observation if len(slots) == self.num_envs else with_rows(self._observation, slots, rows)
+        self._start_estimator()
         if self._estimator is not None:
             self._estimator.begin(slots, rows)
             self._take_over(slots, self._estimator)
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        estimator = self._estimate()
-        if estimator is not None:
+        if self.part is not None and self._model is None:
+            self._find_model()
+        self._start_estimator()
+        if self._estimator is not None:
             learned = self.part == INTERNAL_MODEL
             before = self._compose(self._belief, self._observation) if learned else self._observation
-            estimator.step(before, step.action, step.next_observation)
-            self._take_over(self.everyone, estimator)
+            self._estimator.step(before, step.action, step.next_observation)
+            self._take_over(self.everyone, self._estimator)
         self._observation = step.next_observation
         return step.reward
 
