@@ -10,11 +10,12 @@ last value seen. All run along the same episodes of the trained agent, on layout
 *Survival*: of PPO that sees everything; with energy hidden or sparse: of PPO with the belief, of PPO without, and of
 recurrent PPO; on those layouts.
 
+*Cost*: CPU time of a step of the layer with either estimator, beside that of the environments with the layers below it.
+
 Agents that are there already are not trained again, so the benchmark can be interrupted::
 
     python -m benchmarks.belief                                # 3 seeds, 150k steps, 200 test episodes an agent
     python -m benchmarks.belief --seeds 2 --timesteps 50000    # a quick look
-    python -m benchmarks.belief --train "belief, hidden" 0     # train one agent, and nothing else
 """
 
 import argparse
@@ -41,6 +42,7 @@ from persist_sb3.callbacks import BeliefCallback
 from persist_sb3.envs.dynamics import GridLifeParams
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import survival_curve
+from persist_sb3.models.belief import GRUBelief
 from persist_sb3.models.kalman import Array, ExtendedKalmanFilter, nees
 from persist_sb3.paths import locate, parse_path
 from persist_sb3.wrappers import VecBeliefState, VecHomeostatReward, VecInternalState, VecPartialObservation
@@ -205,6 +207,7 @@ def estimate(condition: str, path: Path, steps: int) -> dict[str, dict[str, floa
     rows: dict[str, list[Array]] = {name: [] for name in ("GRU", *others)}
     for _ in range(steps):
         action, _ = model.predict(observation)
+        following: Any
         following, _, dones, infos = env.step(action)
         last: Any = {key: value.copy() for key, value in following.items()}
         for slot in np.flatnonzero(dones):
@@ -224,6 +227,40 @@ def estimate(condition: str, path: Path, steps: int) -> dict[str, dict[str, floa
     return {name: _figures(np.concatenate(parts, axis=1)) for name, parts in rows.items()}
 
 
+def cost(num_envs: int, steps: int = 400) -> dict[str, float]:
+    """
+    :param num_envs: how many
+    :param steps: how many are timed
+    :return: microseconds of CPU time that a step of all environments takes: without a belief, and what each estimator
+        adds
+    """
+    known = {
+        "estimator": "ekf",
+        "dynamics": energy_dynamics,
+        "process_noise": {"energy": 0.01, "temp": 0.05, "integrity": 0.05},
+        "measurement_noise": {"energy": 0.1, "temp": 0.001, "integrity": 0.001},
+        "initial_std": 0.03,
+    }
+    spent: dict[str, list[float]] = {name: [] for name in ("no belief", "GRU", "EKF")}
+    envs = {name: make_env("sparse", False, num_envs, "train", 0) for name in spent}
+    envs["GRU"] = gru = VecBeliefState(envs["GRU"])
+    envs["EKF"] = VecBeliefState(envs["EKF"], **known)
+    model = GRUBelief(gru.layer.spec, ["energy"])
+    model.updates.fill_(1)
+    gru.bind({"belief": model}, training=False)
+    actions = np.random.default_rng(0).integers(5, size=(steps, num_envs))
+    for env in envs.values():
+        env.reset()
+    for _ in range(5):
+        for name, env in envs.items():
+            start = time.process_time()
+            for action in actions:
+                env.step(action)
+            spent[name].append(time.process_time() - start)
+    least = {name: 1e6 * min(values) / steps for name, values in spent.items()}
+    return {name: value - (least["no belief"] if name != "no belief" else 0.0) for name, value in least.items()}
+
+
 def _figures(rows: Array) -> dict[str, float]:
     truth, mean, variance = rows
     error = truth - mean
@@ -240,21 +277,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
     parser.add_argument("--timesteps", type=int, default=150_000, help="environment steps an agent")
     parser.add_argument("--episodes", type=int, default=200, help="test episodes an agent")
-    parser.add_argument("--train", nargs=2, metavar=("CONDITION", "SEED"), help="train this one only")
     parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/belief"), help="where agents are kept")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.train:
-        train(arguments.train[0], int(arguments.train[1]), arguments.timesteps, arguments.folder)
-        return
 
     seeds = range(arguments.seeds)
     survival: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     lifetime: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     cost: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     estimates: dict[str, list[dict[str, dict[str, float]]]] = {}
-    for name, seed in track([(name, seed) for name in CONDITIONS for seed in seeds], "agents"):
+    for seed, name in track([(seed, name) for seed in seeds for name in CONDITIONS], "agents"):
         path = train(name, seed, arguments.timesteps, arguments.folder)
         cost[name].append(json.loads(path.with_suffix(".json").read_text())["cpu_seconds"])
         model, env = load(name, path, 20)
@@ -298,6 +331,13 @@ def main() -> None:
         )
         results[name] = {"survival": survival[name], "steps survived": lifetime[name], "cpu_seconds": cost[name]}
         results[name] |= {"survival interval": shares[name], "steps interval": lives[name]}
+    console.print(table)
+    table = Table(title="CPU time of a step of all environments, µs")
+    for column in ("environments", "with the layers below", "GRU", "EKF"):
+        table.add_column(column, justify="right")
+    for num_envs in (8, 64):
+        spent = results[f"cost, {num_envs} envs"] = cost(num_envs)
+        table.add_row(str(num_envs), *(f"{value:.0f}" for value in spent.values()))
     console.print(table)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "belief.json").write_text(json.dumps(results, indent=2) + "\n")

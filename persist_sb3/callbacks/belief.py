@@ -210,7 +210,8 @@ class BeliefCallback(LearningCallback):
         )
 
     def _update(self, batch: _Batch) -> Mapping[str, float]:
-        loss = self.learner.loss(*map(self.tensor, batch), self.beta)
+        observation, action, memory, truth, weight = map(self.tensor, batch)
+        loss = self.learner.loss(observation, action, memory, truth, weight, self.beta)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRAD_NORM)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -142,10 +142,12 @@ class GRUBelief(Model):
         :return: the memory after it, ``(n, H)``; mean and variance of the variables, ``(n, k)`` both
         """
         x = np.concatenate([self._fast_standardizer(observation), action], axis=1)
-        for layer in self.encoder:
+        layers: Any = self.encoder
+        for layer in layers:
             x = _linear(x, layer.weight, layer.bias)
             np.maximum(x, 0.0, out=x)
-        size, gru = self.memory, self.gru
+        gru: Any = self.gru
+        size = self.memory
         given = _linear(x, gru.weight_ih_l0, gru.bias_ih_l0)
         kept = _linear(memory, gru.weight_hh_l0, gru.bias_hh_l0)
         reset, update = np.split(_sigmoid(given[:, : 2 * size] + kept[:, : 2 * size]), 2, axis=1)

@@ -44,9 +44,13 @@ class BeliefError(RuntimeError):
 class Estimator(Protocol):
     """Keeps a belief for each of ``n`` environments."""
 
-    #: Of the hidden variables, ``(n, k)``.
-    mean: Array
-    variance: Array
+    @property
+    def mean(self) -> Array:
+        """Of the hidden variables, ``(n, k)``."""
+
+    @property
+    def variance(self) -> Array:
+        """Likewise, ``(n, k)``."""
 
     def begin(self, slots: Slots, observation: Batch) -> None:
         """
@@ -353,8 +357,9 @@ class BeliefStateLayer(Layer):
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         self._bound = True
-        if self.part in bundle:
-            self._adopt(bundle[self.part])
+        part = self.part
+        if part is not None and part in bundle:
+            self._adopt(bundle[part])
 
     def _adopt(self, model: Any) -> None:
         """
