@@ -33,13 +33,13 @@ from rich.table import Table
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from benchmarks.agents import intervals
 from persist_sb3.callbacks import BeliefCallback
 from persist_sb3.envs.dynamics import GridLifeParams
+from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import survival_curve
 from persist_sb3.models.belief import GRUBelief
@@ -73,8 +73,9 @@ def make_env(seen: str, belief: bool, num_envs: int, split: str, seed: int) -> V
     :param seed: of the environments
     :return: the environments, with their layers
     """
-    kwargs = {"scent": True, "split": split}
-    venv: VecEnv = VecInternalState(make_vec_env("GridLife-v0", n_envs=num_envs, seed=seed, env_kwargs=kwargs))
+    venv: VecEnv = GridLifeVecEnv(num_envs, scent=True, split=split)
+    venv.seed(seed)
+    venv = VecInternalState(venv)
     venv = VecHomeostatReward(venv, w=[1.0, 0.5, 1.5], weight=0.5, alive_bonus="auto", death_penalty=20.0)
     if seen != "all":
         degraded: dict[str, Any] = {"hide": ["energy"]} if seen == "hidden" else SPARSE
@@ -94,19 +95,23 @@ def train(condition: str, seed: int, timesteps: int, folder: Path) -> Path:
     if path.is_file():
         return path
     kind, seen, belief = CONDITIONS[condition]
-    env = make_env(seen, belief, 8, "train", 1000 * seed)
-    common: dict[str, Any] = {"learning_rate": 5e-4, "gamma": 0.98, "gae_lambda": 0.9, "seed": seed, "device": "cpu"}
+    env = make_env(seen, belief, 32, "train", 1000 * seed)
+    common: dict[str, Any] = {
+        "n_steps": 128,
+        "batch_size": 512,
+        "learning_rate": 7e-4,
+        "gamma": 0.98,
+        "gae_lambda": 0.9,
+    }
+    common |= {"seed": seed, "device": "cpu"}
     start = time.process_time()
     if kind is RecurrentPPO:
-        # As persist_sb3/hyperparams/ppo_lstm.yml has it.
-        kwargs = {"lstm_hidden_size": 64, "net_arch": [64], "activation_fn": nn.ReLU}
-        model: BaseAlgorithm = RecurrentPPO(
-            "MultiInputLstmPolicy", env, n_steps=128, batch_size=256, n_epochs=5, policy_kwargs=kwargs, **common
-        )
+        kwargs: dict[str, Any] = {"lstm_hidden_size": 64, "net_arch": [64], "activation_fn": nn.ReLU}
+        model: BaseAlgorithm = RecurrentPPO("MultiInputLstmPolicy", env, n_epochs=4, policy_kwargs=kwargs, **common)
     else:
         kwargs = {"net_arch": [128, 128], "activation_fn": nn.ReLU}
-        model = PPO("MultiInputPolicy", env, n_steps=256, batch_size=256, n_epochs=8, policy_kwargs=kwargs, **common)
-    model.learn(timesteps, callback=BeliefCallback() if belief else None)
+        model = PPO("MultiInputPolicy", env, n_epochs=6, policy_kwargs=kwargs, **common)
+    model.learn(timesteps, callback=BeliefCallback(train_freq=4) if belief else None)
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = time.process_time() - start
     path.with_suffix(".json").write_text(json.dumps({"cpu_seconds": seconds}) + "\n")

@@ -77,7 +77,7 @@ class BeliefCallback(LearningCallback):
         learning_starts: int = 1000,
         train_freq: int = 8,
         gradient_steps: int = 1,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         device: str = "cpu",
         seed: int | None = None,
         log_path: str | os.PathLike[str] | None = None,

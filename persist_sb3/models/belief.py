@@ -150,10 +150,11 @@ class GRUBelief(Model):
         size = self.memory
         given = _linear(x, gru.weight_ih_l0, gru.bias_ih_l0)
         kept = _linear(memory, gru.weight_hh_l0, gru.bias_hh_l0)
-        reset, update = np.split(_sigmoid(given[:, : 2 * size] + kept[:, : 2 * size]), 2, axis=1)
-        new = np.tanh(given[:, 2 * size :] + reset * kept[:, 2 * size :])
-        memory = new + update * (memory - new)
-        mean, raw = np.split(_linear(memory, self.head.weight, self.head.bias), 2, axis=1)
+        gates = _sigmoid(given[:, : 2 * size] + kept[:, : 2 * size])
+        new = np.tanh(given[:, 2 * size :] + gates[:, :size] * kept[:, 2 * size :])
+        memory = new + gates[:, size:] * (memory - new)
+        out = _linear(memory, self.head.weight, self.head.bias)
+        mean, raw = out[:, : len(self.variables)], out[:, len(self.variables) :]
         zero = np.float32(0.0)
         log_var = LOG_VAR_HIGH - np.logaddexp(zero, LOG_VAR_HIGH - raw)
         log_var = LOG_VAR_LOW + np.logaddexp(zero, log_var - LOG_VAR_LOW)
