@@ -15,7 +15,7 @@ from persist_sb3.internal import InternalSource
 from persist_sb3.shield.enumerated import Correction
 from persist_sb3.shield.lookahead import Mode
 from persist_sb3.shield.projection import Projection
-from persist_sb3.viability import ViabilitySet
+from persist_sb3.viability import ViabilitySet, unknown_name
 
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
@@ -69,6 +69,9 @@ class InternalStateSection(_Section):
     :param low: least values that they can take
     :param high: greatest values that they can take
     :param append: show them to the agent
+    :param hidden: variables that the agent does not see, though the observation shows them
+    :param belief: show it an estimate of hidden variables instead: ``"gru"``, learned from the truth, or ``"ekf"``, a
+        Kalman filter on learned dynamics; see :class:`~persist_sb3.wrappers.BeliefState`
     """
 
     dims: tuple[str, ...] = ("energy", "temp", "integrity")
@@ -78,6 +81,8 @@ class InternalStateSection(_Section):
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     append: bool = False
+    hidden: tuple[str, ...] = ()
+    belief: Literal["gru", "ekf"] | None = None
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "InternalStateSection":
@@ -85,8 +90,23 @@ class InternalStateSection(_Section):
             values = getattr(self, key)
             if values is not None and len(values) != len(self.dims):
                 raise ValueError(f"{key} has {len(values)} entries for {len(self.dims)} variables {list(self.dims)}")
+        for name in self.hidden:
+            if name not in self.dims:
+                raise ValueError(f"hidden: {unknown_name(name, self.dims)}")
         InternalSource(self.dims, self.source)
         return self
+
+    @property
+    def observing_layers(self) -> list[tuple[str, dict[str, Any]]]:
+        """Name and parameters of the layers that decide what the agent sees of them."""
+        layers: list[tuple[str, dict[str, Any]]] = []
+        if self.hidden:
+            layers.append(("PartialObservation", {"hide": list(self.hidden)}))
+        if self.belief == "gru":
+            layers.append(("BeliefState", {}))
+        elif self.belief == "ekf":
+            layers.append(("BeliefState", {"estimator": "ekf", "dynamics": "internal_model"}))
+        return layers
 
 
 class ShieldSection(_Section):
@@ -339,6 +359,7 @@ class PersistConfig(_Section):
         layers = [("InternalState", internal)]
         if rewards.lambda_homeo > 0.0:
             layers.append(("HomeostatReward", homeostat))
+        layers += state.observing_layers
         if rewards.intrinsic == "rnd":
             layers.append(("RNDBonus", {"weight": rewards.lambda_intr}))
         if self.viability.shield is not None:
@@ -395,8 +416,10 @@ class PersistConfig(_Section):
 
     def _callback_names(self) -> list[str]:
         intrinsic = ["RNDCallback"] if self.rewards.intrinsic == "rnd" else []
-        shield = self.viability.shield
-        return [*intrinsic, *(shield.callbacks if shield is not None else []), "MetricsCallback"]
+        shield, belief = self.viability.shield, self.internal_state.belief
+        estimating = {None: [], "gru": ["BeliefCallback"], "ekf": ["InternalModelCallback"]}[belief]
+        names = [*intrinsic, *estimating, *(shield.callbacks if shield is not None else []), "MetricsCallback"]
+        return list(dict.fromkeys(names))
 
     def zoo_entry(self) -> dict[str, Any]:
         """

@@ -52,6 +52,8 @@ def test_reads_the_reference_file(tmp_path: Path) -> None:
         ({"rewards": {"intrinsic": "curiosity", "lambda_intr": 1}}, "empowerment"),
         ({"internal_state": {"mu": [0.7, 0.5]}}, "mu has 2 entries for 3 variables"),
         ({"internal_state": {"mu": [0.1, 0.5, 0.9]}}, "energy >= 0.2"),
+        ({"internal_state": {"hidden": ["enery"]}}, "hidden: .*did you mean 'energy'"),
+        ({"internal_state": {"belief": "ukf"}}, "'gru' or 'ekf'"),
         ({"viability": {"constraints": ["enery >= 0.2"]}}, "energy"),
         ({"viability": {"constraints": ["energy => 0.2"]}}, r"\^"),
         ({"viability": {"shield": {"conf": 1.0}}}, "less than 1"),
@@ -202,3 +204,24 @@ def test_horizon_truncates() -> None:
     env = PersistConfig.model_validate({**CARTPOLE, "env": {"name": "CartPole-v1", "horizon": 3}}).make_env()
     env.reset(seed=0)
     assert [env.step(t % 2)[3] for t in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("belief", "callback"), [("gru", "BeliefCallback"), ("ekf", "InternalModelCallback")])
+def test_a_hidden_variable_gets_a_belief(belief: str, callback: str) -> None:
+    config = PersistConfig.model_validate(
+        {"internal_state": {"hidden": ["energy"], "belief": belief}, "viability": {"shield": {"horizon": 3}}}
+    )
+    env = config.make_env()
+    observation, info = env.reset(seed=0)
+    assert observation["internal"][0] == 0.0 and info["internal"][0] > 0.5
+    assert observation["belief"].shape == (2,)
+    names = [type(made).__name__ for made in config.callbacks()]
+    assert names.count(callback) == 1
+    layers = [next(iter(layer)) for layer in config.zoo_entry()["vec_env_wrapper"]]
+    assert [name.rpartition(".Vec")[2] for name in layers] == [
+        "InternalState",
+        "HomeostatReward",
+        "PartialObservation",
+        "BeliefState",
+        "ActionShield",
+    ]

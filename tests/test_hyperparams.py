@@ -20,8 +20,8 @@ DISCRETE = (PLAIN | SHIELDED) - CONTINUOUS
 SHIPPED = {
     "a2c": DISCRETE | {"CartPole-v1"},
     "dqn": DISCRETE | {"CartPole-v1"},
-    "ppo": DISCRETE | CONTINUOUS | {"CartPole-v1", "Pendulum-v1"},
-    "ppo_lstm": (DISCRETE & PLAIN) | {"CartPole-v1"},
+    "ppo": DISCRETE | CONTINUOUS | {"CartPole-v1", "Pendulum-v1", "GridLifeHidden-v0"},
+    "ppo_lstm": (DISCRETE & PLAIN) | {"CartPole-v1", "GridLifeHidden-v0"},
     "ppo_mask": DISCRETE,
     "qrdqn": DISCRETE | {"CartPole-v1"},
     "sac": CONTINUOUS | {"Pendulum-v1"},

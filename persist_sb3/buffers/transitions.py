@@ -63,11 +63,14 @@ class Sequences(NamedTuple):
     :param valid: which rows are true; behind a stretch that ends early, its last row is repeated, ``(b, length)`` bool
     :param is_first: whether a stretch begins with the first step of its episode that was read, ``(b,)`` bool; where it
         does not, something went before
+    :param ages: how many transitions were written after each, as :meth:`TransitionStore.recall` takes them,
+        ``(b, length)``
     """
 
     transitions: Transitions
     valid: NDArray[np.bool_]
     is_first: NDArray[np.bool_]
+    ages: NDArray[np.intp]
 
 
 _FIELDS = tuple(field.name for field in fields(Transitions))
@@ -333,7 +336,7 @@ class TransitionStore:
             self._first, self._position, self._size, len(self._begins), batch_size, length, generator
         )
         rows = (self._position - 1 - windows.ages) % self.capacity
-        return Sequences(Transitions(**take(self._memory, rows)), windows.valid, self._first[rows[:, 0]])
+        return Sequences(Transitions(**take(self._memory, rows)), windows.valid, self._first[rows[:, 0]], windows.ages)
 
     def _require_rows(self) -> None:
         if not self._size:

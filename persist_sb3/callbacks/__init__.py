@@ -3,6 +3,7 @@
 from persist_sb3._doors import refuse_root_import
 from persist_sb3.callbacks.base import PersistCallback, bind_all
 from persist_sb3.callbacks.behaviour_cloning import BehaviourCloningCallback
+from persist_sb3.callbacks.belief import BeliefCallback
 from persist_sb3.callbacks.calibration import CalibrationCallback
 from persist_sb3.callbacks.internal_model import InternalModelCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
@@ -13,6 +14,7 @@ from persist_sb3.callbacks.world_model import WorldModelCallback
 
 __all__ = [
     "BehaviourCloningCallback",
+    "BeliefCallback",
     "CalibrationCallback",
     "InternalModelCallback",
     "MetricsCallback",

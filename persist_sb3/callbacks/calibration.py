@@ -8,9 +8,11 @@ import numpy as np
 
 from persist_sb3.buffers import Transitions
 from persist_sb3.callbacks.base import PersistCallback
+from persist_sb3.models.belief import BeliefColumns
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield.calibration import EDGES, Calibration, bins_of
+from persist_sb3.wrappers.layer import declared
 
 
 class CalibrationCallback(PersistCallback):
@@ -96,6 +98,8 @@ class CalibrationCallback(PersistCallback):
             )
         self.critic = critic
         self.spec: StateSpec = critic.spec
+        entries = declared(self.lookup, "belief_entries", {})
+        self._belief = BeliefColumns.find(self.spec, entries) if entries else None
         conf = float(self.lookup("lookahead").conf) if self.conf is None else self.conf
         if not conf < 1.0:
             raise RuntimeError(f"conf={conf} cannot be measured: no number of safe decisions shows that all are")
@@ -143,6 +147,8 @@ class CalibrationCallback(PersistCallback):
 
     def _valued(self, step: Transitions) -> Floats:
         state = self.spec.encode(step.observation, step.internal)
+        if self._belief is not None:
+            state = self._belief.believed(state)
         if self.spec.continuous:
             return self.critic.action_values(state, self.spec.encode_action(step.executed_action).clip(-1.0, 1.0))[:, 0]
         return self.critic.values(state)[np.arange(len(step)), self.spec.index(step.executed_action), 0]

@@ -10,6 +10,7 @@ ENV_IDS: dict[str, dict[str, object]] = {
     "GridLifeContinuousFlat-v0": {"continuous": True, "flat": True},
     "GridLifeScent-v0": {"scent": True},
     "GridLifeContinuousScent-v0": {"scent": True, "continuous": True},
+    "GridLifeHidden-v0": {"hidden": ["energy"]},
     "GridLifeExplore-v0": {"task": "explore", "items": 0},
 }
 

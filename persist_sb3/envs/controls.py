@@ -26,6 +26,7 @@ class Settings:
     :param layout_seed: if given, the one layout of all episodes
     :param constraints: limits, each on one of energy, temp and integrity
     :param setpoint: where the variables are at their best, and start; ``(3,)``
+    :param hidden: internal variables that the observation does not show: they read 0
     :param dynamics: parameters of :class:`~persist_sb3.envs.dynamics.GridLifeParams`
     :raises TypeError: if a parameter is unknown
     :raises ValueError: if a value is out of its range, or a constraint is not a limit of a single variable
@@ -41,12 +42,14 @@ class Settings:
         layout_seed: int | None = None,
         constraints: Sequence[str] = CONSTRAINTS,
         setpoint: Sequence[float] = SETPOINT,
+        hidden: Sequence[str] = (),
         **dynamics: Any,
     ) -> None:
         self.params = GridLifeParams.from_keywords(dynamics)
         self.interface = Interface(self.params, flat, continuous, scent)
         self.layouts = layout_range(split, layout_seed)
         self.viability = make_viability(constraints, setpoint)
+        self.hidden = checked_hidden(hidden)
 
 
 class Controls(ABC):
@@ -60,7 +63,7 @@ class Controls(ABC):
         self.params = settings.params
         self._interface = settings.interface
         self._declared = self._viability = settings.viability
-        self._hidden: tuple[str, ...] = ()
+        self._hidden = settings.hidden
         self._intervention: tuple[int, str, str] | None = None
 
     @abstractmethod

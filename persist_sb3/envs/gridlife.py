@@ -68,6 +68,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
     :param layout_seed: if given, the one layout of all episodes
     :param constraints: limits, each on one of energy, temp and integrity
     :param setpoint: where the variables are at their best, and start; ``(3,)``
+    :param hidden: internal variables that the observation does not show: they read 0
     :param dynamics: parameters of :class:`~persist_sb3.envs.dynamics.GridLifeParams`
     :raises TypeError: if a parameter is unknown
     :raises ValueError: if a value is out of its range, or a constraint is not a limit of a single variable

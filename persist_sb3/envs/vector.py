@@ -35,6 +35,7 @@ class Slot(Controls):
         self._core = core
         self._row = np.array([index])
         self._adopt(settings)
+        self._hidden_changed()
         self.render_mode = render_mode
 
     @property

@@ -1,12 +1,13 @@
 """How a shield looks ahead: the parameters of its search, and the models that it takes."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch
+from persist_sb3.models.belief import BeliefColumns
 from persist_sb3.models.imagination import Dynamics, KnownDynamics, learned
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.shield.criteria import Criterion
@@ -42,6 +43,7 @@ class LookAhead:
         their ``members`` and ``step``. Default: the learned ones
     :param backup: a safe policy that goes on after the action, see
         :class:`~persist_sb3.shield.rollouts.PolicyBackup`. Default: the critic's best action
+    :param belief: where the observation shows mean and variance of hidden variables, which each future then draws
     :raises ValueError: if a parameter is out of its range
     """
 
@@ -52,6 +54,7 @@ class LookAhead:
     threshold: float = 0.2
     dynamics: Function | Dynamics | None = None
     backup: Policy | None = None
+    belief: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_search(self.conf, self.horizon, self.rollouts, self.criterion)
@@ -76,8 +79,9 @@ class LookAhead:
         else:
             dynamics = self.dynamics
         backup = CriticBackup(models["viability"]) if self.backup is None else PolicyBackup(spec, self.backup)
+        belief = BeliefColumns.find(spec, self.belief) if self.belief else None
         return RolloutVerifier(
-            spec, dynamics, backup, self.conf, self.horizon, self.rollouts, self.criterion, self.threshold
+            spec, dynamics, backup, self.conf, self.horizon, self.rollouts, self.criterion, self.threshold, belief
         )
 
 

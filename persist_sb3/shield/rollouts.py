@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, unflatten
 from persist_sb3.draws import Draws, hash_rows
+from persist_sb3.models.belief import BeliefColumns
 from persist_sb3.models.imagination import Dynamics, begin
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
@@ -111,6 +112,8 @@ class RolloutVerifier:
     :param rollouts: futures of each action
     :param criterion: when they are safe enough: ``"probability"``, ``"worst_case"`` or ``"cvar"``
     :param threshold: least value at the end of a safe future, in scaled margins
+    :param belief: where the observation shows a belief about hidden variables. Then each future begins with a sample of
+        it, the same for all actions of a state
     :raises ValueError: if a parameter is out of its range
     """
 
@@ -124,6 +127,7 @@ class RolloutVerifier:
         rollouts: int = 16,
         criterion: Criterion = "probability",
         threshold: float = 0.2,
+        belief: BeliefColumns | None = None,
     ) -> None:
         check_search(conf, horizon, rollouts, criterion)
         self._spec = spec
@@ -134,6 +138,7 @@ class RolloutVerifier:
         self.rollouts = rollouts
         self.criterion: Criterion = criterion
         self.threshold = threshold
+        self._belief = belief
 
     def __call__(self, state: Floats, action: Floats) -> Verdict:
         """
@@ -172,6 +177,8 @@ class RolloutVerifier:
         noise = Draws.split(hash_rows(state), k)
         members = np.tile(np.arange(k) % self._dynamics.members, len(state))
         state, action = np.repeat(state, k, axis=0), np.repeat(action, k, axis=0)
+        if self._belief is not None:
+            state = self._belief.sample(state, noise)
         least = np.full(rows, np.inf, dtype=np.float32)
         constraint = np.zeros(rows, dtype=np.intp)
         step = np.full(rows, NONE)

@@ -27,6 +27,12 @@ from persist_sb3.wrappers.action_shield import (
     VecActionShield,
     VectorActionShield,
 )
+from persist_sb3.wrappers.belief_state import (
+    BeliefError,
+    BeliefState,
+    VecBeliefState,
+    VectorBeliefState,
+)
 from persist_sb3.wrappers.homeostat_reward import (
     HomeostatReward,
     VecHomeostatReward,
@@ -49,6 +55,8 @@ from persist_sb3.wrappers.terminate import TerminateOnViolation
 
 __all__ = [
     "ActionShield",
+    "BeliefError",
+    "BeliefState",
     "HomeostatReward",
     "InternalState",
     "NonFiniteError",
@@ -58,12 +66,14 @@ __all__ = [
     "ShieldError",
     "TerminateOnViolation",
     "VecActionShield",
+    "VecBeliefState",
     "VecHomeostatReward",
     "VecInternalState",
     "VecPartialObservation",
     "VecRNDBonus",
     "VecSMiRLBonus",
     "VectorActionShield",
+    "VectorBeliefState",
     "VectorHomeostatReward",
     "VectorInternalState",
     "VectorPartialObservation",

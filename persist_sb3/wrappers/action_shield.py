@@ -3,6 +3,7 @@
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from persist_sb3.batch import Batch, take, with_rows
 from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
+from persist_sb3.models.belief import BeliefColumns
 from persist_sb3.models.imagination import Dynamics
 from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.observation import ObservationModel
@@ -29,7 +31,7 @@ from persist_sb3.shield.rollouts import Policy
 from persist_sb3.state import last_loaded
 from persist_sb3.streams import Streams
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.layer import Layer, Lookup, Step
+from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
 
 Shield = EnumeratedShield | BoxShield
 
@@ -67,6 +69,11 @@ class ActionShieldLayer(Layer):
       would say, once it agrees with the search in a share ``min_agreement`` of its verdicts.
 
     While the other models of a mode are not trained, the critic judges alone.
+
+    Where a :class:`~persist_sb3.wrappers.BeliefState` lies below, the shield does not know the hidden variables either:
+    the critic sees the belief's mean in their place, and each imagined future begins with a sample of the belief. The
+    models were trained on the truth, which is known in training only. A hidden variable without a belief is known to
+    the shield from ``info["internal"]``.
 
     At every step it publishes ``info["intervened"]``. Where the action was changed, none passed, or a model failed,
     ``info["executed_action"]`` and ``info["shield"]`` tell what was done and why: the ``proposed`` action; ``value``
@@ -164,6 +171,9 @@ class ActionShieldLayer(Layer):
             self.spec = StateSpec(observation_space, action_space, lookup("viability"))
         except ValueError as error:
             raise RuntimeError(f"ActionShield: {error}") from error
+        entries = declared(lookup, "belief_entries", {})
+        self._belief = BeliefColumns.find(self.spec, entries) if entries else None
+        self.lookahead = replace(self.lookahead, belief=entries)
         if self.spec.continuous and self.correction == "mask":
             raise RuntimeError(f"correction='mask' cannot mask {action_space}: use 'project' or 'replace'")
         self._streams = Streams(num_envs, salt=zlib.crc32(type(self).__name__.encode()))
@@ -338,6 +348,8 @@ class ActionShieldLayer(Layer):
     def _encoded(self) -> Floats:
         if self._state is None:
             self._state = self.spec.encode(self._observation, self._x)
+            if self._belief is not None:
+                self._state = self._belief.believed(self._state)
         return self._state
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:

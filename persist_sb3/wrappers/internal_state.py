@@ -15,7 +15,7 @@ from persist_sb3.internal import InternalSource, SimulatedVariable
 from persist_sb3.symmetry import Symmetry
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.layer import Layer, Lookup, Step
+from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
 
 
 class NonFiniteError(RuntimeError):
@@ -90,7 +90,7 @@ class InternalStateLayer(Layer):
         self._source.attach(num_envs, observation_space, action_space)
         self.viability = self._viability(lookup)
         self.internal_entries: dict[str, str] = dict(self._source.entries)
-        if self._sources is None and self._given_dims is None:
+        if self._sources is None and self.internal_names == tuple(declared(lookup, "internal_names", ())):
             self.internal_entries = dict(lookup("internal_entries"))
         self.symmetries = self._symmetries
         if self.symmetries is None:

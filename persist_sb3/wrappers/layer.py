@@ -13,6 +13,19 @@ from persist_sb3.infos import Infos
 Lookup = Callable[[str], Any]
 
 
+def declared(lookup: Lookup, name: str, default: Any) -> Any:
+    """
+    :param lookup: what :meth:`Layer.attach` is given
+    :param name: of an attribute that nothing below need have
+    :param default: stands for it
+    :return: the attribute of the nearest wrapper or environment below that has it, or the default
+    """
+    try:
+        return lookup(name)
+    except RuntimeError:
+        return default
+
+
 class Step:
     """
     One transition of ``n`` environments, as the environments below the layer made it. An adapter owns one and fills it

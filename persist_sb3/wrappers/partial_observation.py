@@ -13,8 +13,8 @@ from persist_sb3.batch import Batch
 from persist_sb3.infos import Infos
 from persist_sb3.paths import locate, parse_path
 from persist_sb3.streams import Streams
-from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.layer import Layer, Lookup
+from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.layer import Layer, Lookup, declared
 
 
 class PartialObservationLayer(Layer):
@@ -73,6 +73,10 @@ class PartialObservationLayer(Layer):
             tuple(entries) if any(not isinstance(g, Mapping) and g for g in self._given()) else tuple(mentioned)
         )
         self.shown = tuple(name for name in names if name in self.shown)
+        #: Variables that the agent does not see as they are, here or in a layer below.
+        self.degraded = tuple(
+            name for name in names if name in {*self.shown, *declared(lookup, "internal_degraded", ())}
+        )
         self._leaves = [locate(parse_path(entries[name])[1], observation_space) for name in self.shown]
         bounds = [leaf.bounds(observation_space) for leaf in self._leaves]
         self._low, self._high = np.array(bounds, dtype=np.float64).reshape(-1, 2).T
@@ -125,19 +129,30 @@ class PartialObservationLayer(Layer):
         return observation
 
 
-class PartialObservation(LayerWrapper):
+class _Declarations(LayerOwner):
+    """What it hides, for the layers above."""
+
+    layer: PartialObservationLayer
+
+    @property
+    def internal_degraded(self) -> tuple[str, ...]:
+        """Variables that the observation does not always show as they are."""
+        return self.layer.degraded
+
+
+class PartialObservation(_Declarations, LayerWrapper):
     """:class:`PartialObservationLayer` around a ``gymnasium.Env``."""
 
     layer_type = PartialObservationLayer
 
 
-class VecPartialObservation(VecLayerWrapper):
+class VecPartialObservation(_Declarations, VecLayerWrapper):
     """:class:`PartialObservationLayer` around SB3's ``VecEnv``."""
 
     layer_type = PartialObservationLayer
 
 
-class VectorPartialObservation(VectorLayerWrapper):
+class VectorPartialObservation(_Declarations, VectorLayerWrapper):
     """:class:`PartialObservationLayer` around a ``gymnasium.vector.VectorEnv``."""
 
     layer_type = PartialObservationLayer
