@@ -10,6 +10,8 @@ of the other environments as they are::
     python -m benchmarks.problems --seeds 2 --only Navigation1-v0      # one problem
 """
 
+import importlib
+
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
@@ -109,8 +111,27 @@ TASKS = {
     **{env_id: CLASSIC[env_id] for env_id in ("CartPole-v1", "Pendulum-v1")},
     "Navigation1-v0": Task("sac", 20_000, further=navigation),
     "Navigation2-v0": Task("sac", 20_000, further=navigation),
+    "LunarLanderFuel-v0": Task("ppo", 60_000, "examples.lunarlander"),
+    "Diabetes-v0": Task("sac", 6_000, "examples.diabetes"),
+    "Obstacles-v0": Task("ppo", 40_000, "examples.minigrid_obstacles"),
+    "Greenhouse-v0": Task("sac", 10_000, "examples.greenhouse"),
 }
 
 
+def available(env_id: str, task: Task) -> bool:
+    """
+    :param env_id: of a problem
+    :param task: what it is
+    :return: whether the package that its module needs is installed; it says so where it is not
+    """
+    try:
+        if task.package is not None:
+            importlib.import_module(task.package)
+    except ModuleNotFoundError as error:
+        print(f"{env_id} is left out: {error}")
+        return False
+    return True
+
+
 if __name__ == "__main__":
-    compare(TASKS, __doc__, "problems")
+    compare({env_id: task for env_id, task in TASKS.items() if available(env_id, task)}, __doc__, "problems")

@@ -54,9 +54,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
         return
     for option, value in (("--algo", own.algo), ("--env", own.env), ("-conf", own.conf_file), ("--shield", own.shield)):
         if value:
-            parser.error(
-                f"{option} {value}: {own.persist} is to say this, so change it there or leave --persist out"
-            )
+            parser.error(f"{option} {value}: {own.persist} is to say this, so change it there or leave --persist out")
     try:
         persist = PersistConfig.from_yaml(own.persist)
         entry = _base_entry(persist) | persist.zoo_entry()
@@ -128,7 +126,9 @@ def _shielded_entry(parser: argparse.ArgumentParser, algo: str, env_id: str, con
     shipped = hyperparams.load(algo) if algo in hyperparams.algorithms() else {}
     key = env_id + hyperparams.SHIELDED
     if key not in shipped:
-        known = ", ".join(sorted(k.removesuffix(hyperparams.SHIELDED) for k in shipped if k.endswith(hyperparams.SHIELDED)))
+        known = ", ".join(
+            sorted(k.removesuffix(hyperparams.SHIELDED) for k in shipped if k.endswith(hyperparams.SHIELDED))
+        )
         parser.error(f"no shipped hyperparameters with a shield for {algo} on {env_id} (there are: {known or 'none'})")
     return shipped[key]
 

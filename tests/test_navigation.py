@@ -1,5 +1,6 @@
 """Recovery RL's navigation domains, against Monte Carlo, brute force on a grid, and what the checkers ask for."""
 
+import itertools
 import warnings
 
 import gymnasium as gym
@@ -37,12 +38,14 @@ def test_checkers_find_nothing(env_id: str) -> None:
 @pytest.mark.parametrize("layout", OBSTACLES)
 def test_the_signed_distance_is_that_to_the_nearest_point_of_an_edge(layout: int) -> None:
     rng = np.random.default_rng(0)
-    position = rng.uniform([-40, -12], [-10, 12], (200, 2)) if layout == 2 else rng.uniform([-110, -12], [-70, 12], (200, 2))
+    position = (
+        rng.uniform([-40, -12], [-10, 12], (200, 2)) if layout == 2 else rng.uniform([-110, -12], [-70, 12], (200, 2))
+    )
     along = np.linspace(0, 1, 2001)[:, None]
     edges = []
     for x0, x1, y0, y1 in OBSTACLES[layout]:
         corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])
-        edges += [a + along * (b - a) for a, b in zip(corners[:-1], corners[1:], strict=True)]
+        edges += [a + along * (b - a) for a, b in itertools.pairwise(corners)]
     outline = np.concatenate(edges)
     nearest = np.sqrt(((position[:, None] - outline) ** 2).sum(axis=2).min(axis=1))
     distance = signed_distance(position, OBSTACLES[layout])

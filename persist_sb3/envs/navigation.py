@@ -70,9 +70,7 @@ class NavigationEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.sight = sight
         self.observation_space = spaces.Box(-300.0, 300.0, (2,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.viability = ViabilitySet(
-            ["clearance >= 0"], self.internal_names, mu=[sight], low=[-sight], high=[sight]
-        )
+        self.viability = ViabilitySet(["clearance >= 0"], self.internal_names, mu=[sight], low=[-sight], high=[sight])
         self.position = START.copy()
 
     def reset(
@@ -82,9 +80,7 @@ class NavigationEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.position = START + self.start_noise * self.np_random.standard_normal(2)
         return self.position.astype(np.float32), {"internal": self._clearance()}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         moved = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         self.position = self.position + moved + self.noise * self.np_random.standard_normal(2)
         distance = float(np.hypot(*(self.position - GOAL)))
