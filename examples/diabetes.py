@@ -1,6 +1,6 @@
 """
-A type-1 diabetes patient of the UVa/Padova simulator (simglucose), whose glucose must stay in [70, 180] mg/dl. The action
-is the pump's basal rate for 15 minutes; 3 snacks a day of 10 to 30 g come unannounced. ``pip install --no-deps
+A type-1 diabetes patient of the UVa/Padova simulator (simglucose), whose glucose must stay in [70, 180] mg/dl. The
+action is the pump's basal rate for 15 minutes; 3 snacks a day of 10 to 30 g come unannounced. ``pip install --no-deps
 simglucose``; then ``python examples/diabetes.py``, or ``train.py --gym-packages examples.diabetes --env Diabetes-v0``.
 """
 
@@ -11,8 +11,7 @@ from importlib.resources import files
 import gymnasium as gym
 import numpy as np
 
-# simglucose 0.2 imports gym, to register itself, and pkg_resources, to find its tables. Both are gone, and its patient
-# needs no more of them than this.
+# simglucose 0.2 asks gym to register it and pkg_resources for its tables. Both are gone; its patient needs only this.
 STAND_INS = {name: types.ModuleType(name) for name in ("gym", "gym.envs", "gym.envs.registration", "pkg_resources")}
 STAND_INS["gym.envs.registration"].register = lambda **_: None
 STAND_INS["pkg_resources"].resource_filename = lambda package, name: str(files(package) / name)
@@ -50,7 +49,7 @@ class Diabetes(gym.Env):
         return self.observe(), 1.0 - abs(glucose - 120.0) / 60.0, not 10 < glucose < 600, False, {"glucose": glucose}
 
     def observe(self):
-        values = [*(glucose / 100 for glucose in self.history), np.mean(self.insulin) - 1.0, self.time / 96]
+        values = [*np.divide(self.history, 100.0), np.mean(self.insulin) - 1.0, self.time / 96]
         return np.clip(values, -1.0, 7.0).astype(np.float32)
 
 

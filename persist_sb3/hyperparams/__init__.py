@@ -29,7 +29,7 @@ def algorithms() -> list[str]:
 def load(algo: str) -> dict[str, dict[str, Any]]:
     """
     :param algo: rl-zoo3's name of an algorithm, one of :func:`algorithms`
-    :return: its hyperparameters by environment id; with :data:`SHIELDED` after the id, those that have a shield, too; those
-        under ``"default"``, for any other environment, have no layers
+    :return: its hyperparameters by environment id, and those with a shield by the id and :data:`SHIELDED`; those under
+        ``"default"``, for any other environment, have no layers
     """
     return yaml.safe_load((FOLDER / f"{algo}.yml").read_text(encoding="utf-8"))
