@@ -109,8 +109,8 @@ def navigation(run: Run, trained: list[EpisodeRecord], tests: list[EpisodeRecord
 
 TASKS = {
     **{env_id: CLASSIC[env_id] for env_id in ("CartPole-v1", "Pendulum-v1")},
-    "Navigation1-v0": Task("sac", 20_000, further=navigation),
-    "Navigation2-v0": Task("sac", 20_000, further=navigation),
+    "Navigation1-v0": Task("sac", 12_000, further=navigation),
+    "Navigation2-v0": Task("sac", 12_000, further=navigation),
     "LunarLanderFuel-v0": Task("ppo", 60_000, "examples.lunarlander"),
     "Diabetes-v0": Task("sac", 6_000, "examples.diabetes"),
     "Obstacles-v0": Task("ppo", 40_000, "examples.minigrid_obstacles"),

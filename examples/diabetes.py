@@ -54,7 +54,6 @@ class Diabetes(gym.Env):
 
 
 gym.register("Diabetes-v0", Diabetes, max_episode_steps=96)
-
 if __name__ == "__main__":
     from persist_sb3.train import train
 
