@@ -11,7 +11,10 @@ of the other environments as they are::
 """
 
 import argparse
+import contextlib
+import io
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +26,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.agents import train
 from persist_sb3 import hyperparams, plots
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord, read_episodes
 from persist_sb3.runs import Run
+from persist_sb3.train import train
 
 HOMEOSTAT = "persist_sb3.wrappers.VecHomeostatReward"
 CONDITIONS = ("bare SB3", "homeostat", "homeostat + shield")
@@ -78,6 +81,29 @@ def options(env_id: str, task: Task, condition: str) -> list[str]:
         return given
     layers = hyperparams.load(task.algo)[env_id]["vec_env_wrapper"]
     return [*given, "-params", f"vec_env_wrapper:{[unseen(layer) for layer in layers if name_of(layer) != HOMEOSTAT]}"]
+
+
+def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, logs: Path) -> Path:
+    """
+    Train an agent in this process: imports would take longer than a short training.
+
+    :param env_id: environment
+    :param task: its algorithm
+    :param condition: one of ``CONDITIONS``
+    :param seed: of the run
+    :param timesteps: of the run
+    :param logs: where the run is kept; if it is there already, it is not trained again
+    :return: the run's folder
+    """
+    run = logs / task.algo / f"{env_id}_1"
+    if not (run / f"{env_id}.zip").is_file():
+        # What an interrupted training left would make rl-zoo3 choose another folder.
+        shutil.rmtree(run, ignore_errors=True)
+        arguments = ["--algo", task.algo, "--env", env_id, "--seed", str(seed), "-n", str(timesteps), "-f", str(logs)]
+        arguments += ["--eval-freq", "-1", "--device", "cpu", "--verbose", "0", *options(env_id, task, condition)]
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(arguments)
+    return run
 
 
 def name_of(layer: str | dict[str, Any]) -> str:
@@ -187,7 +213,7 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
             task = tasks[env_id]
             steps = round(own.fraction * task.timesteps)
             logs = own.folder / str(steps) / condition.replace(" ", "-") / f"seed-{seed}"
-            path = train(env_id, task.algo, options(env_id, task, condition), seed, steps, logs)
+            path = trained(env_id, task, condition, seed, steps, logs)
             for name, value in measure(path, task, steps, own.episodes).items():
                 found[env_id][condition].setdefault(name, []).append(value)
             progress.advance(bar)
