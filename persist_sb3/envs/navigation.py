@@ -108,7 +108,9 @@ def signed_distance(position: Floats, obstacles: Floats) -> Floats:
     return distance
 
 
-def collision_probability(position: Floats, action: Floats, obstacles: Floats, noise: float) -> Floats:
+def collision_probability(
+    position: Floats, action: NDArray[np.floating[Any]], obstacles: Floats, noise: float
+) -> Floats:
     """
     How probable it is that an action ends in an obstacle: the noise is Gaussian and the obstacles are rectangles, so
     the closed form is a product of normal distribution functions.
@@ -126,7 +128,8 @@ def collision_probability(position: Floats, action: Floats, obstacles: Floats, n
     target = (position + np.clip(action, -1.0, 1.0))[:, None]
     low, high = obstacles[:, [0, 2]], obstacles[:, [1, 3]]
     if noise == 0.0:
-        return ((target > low) & (target < high)).all(axis=2).any(axis=1).astype(np.float64)
+        hit: Floats = np.logical_and(target > low, target < high).all(axis=2).max(axis=1).astype(np.float64)
+        return hit
     within = ndtr((high - target) / noise) - ndtr((low - target) / noise)
     probability: Floats = within.prod(axis=2).sum(axis=1)
     return probability
