@@ -111,8 +111,8 @@ TASKS = {
     **{env_id: CLASSIC[env_id] for env_id in ("CartPole-v1", "Pendulum-v1")},
     "Navigation1-v0": Task("sac", 10_000, further=navigation),
     "Navigation2-v0": Task("sac", 10_000, further=navigation),
-    "LunarLanderFuel-v0": Task("ppo", 50_000, "examples.lunarlander"),
-    "Diabetes-v0": Task("sac", 5_000, "examples.diabetes"),
+    "LunarLanderFuel-v0": Task("ppo", 40_000, "examples.lunarlander"),
+    "Diabetes-v0": Task("sac", 4_000, "examples.diabetes"),
     "Obstacles-v0": Task("ppo", 30_000, "examples.minigrid_obstacles"),
     "Greenhouse-v0": Task("sac", 8_000, "examples.greenhouse"),
 }
