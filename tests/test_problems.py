@@ -13,6 +13,9 @@ from rl_zoo3.exp_manager import ExperimentManager
 
 from persist_sb3 import hyperparams
 from persist_sb3.envs import NAVIGATION_IDS
+from persist_sb3.runs import Run
+from persist_sb3.train import train
+from persist_sb3.wrappers import VecActionShield
 
 #: By environment: algorithm, module of examples/, and the package that this needs.
 PROBLEMS = {
@@ -137,3 +140,36 @@ def test_the_greenhouse_shows_its_air_where_the_entry_looks() -> None:
     env.reset(seed=0)
     ends = [env.step(np.zeros(3, dtype=np.float32))[2:4] for _ in range(144)]
     assert ends[:-1] == [(False, False)] * 143 and ends[-1][1]
+
+
+def test_shield_takes_the_second_entry_and_the_run_remembers_its_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("Obstacles-v0").close()
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    small = ["-n", "32", "--eval-freq", "-1", "--device", "cpu", "--verbose", "0", "-f", str(tmp_path)]
+    params = ["-params", "n_envs:1", "n_steps:16", "batch_size:16", "n_epochs:1"]
+    which = ["--gym-packages", "examples.minigrid_obstacles", "--algo", "ppo", "--env", "Obstacles-v0", "--shield"]
+    train([*which, *small, *params])
+    run = Run(tmp_path / "ppo" / "Obstacles-v0_1")
+    assert run.arguments["gym_packages"] == ["examples.minigrid_obstacles"]
+    venv = run.make_env(1)
+    assert isinstance(venv, VecActionShield)
+    venv.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algo", "sac", "--env", "GridLifeContinuous-v0"], "there are: Diabetes-v0, Greenhouse-v0, Navigation1-v0"),
+        (["--algo", "dqn", "--env", "CartPole-v1"], "there are: none"),
+        (["--algo", "ppo", "--env", "CartPole-v1", "-conf", "mine.yml"], "-conf mine.yml"),
+        (["--persist", "examples/cartpole.yml"], "--shield"),
+    ],
+)
+def test_a_shield_that_is_not_there_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train([*arguments, "--shield"])
+    assert message in capsys.readouterr().err
