@@ -11,10 +11,12 @@ of the other environments as they are::
 """
 
 import importlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from benchmarks.continuous import TASKS as CLASSIC
 from benchmarks.continuous import Figures, Task, compare
@@ -39,7 +41,7 @@ class Audit(VecEnvWrapper):
         self.refused: list[NDArray[np.bool_]] = []
         self.safe: list[NDArray[np.bool_]] = []
 
-    def reset(self):  # type: ignore[no-untyped-def]
+    def reset(self) -> VecEnvObs:
         return self.venv.reset()
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
@@ -48,7 +50,7 @@ class Audit(VecEnvWrapper):
         self.safe.append(collision_probability(position, actions, env.obstacles, env.noise) <= RISK)
         self.venv.step_async(actions)
 
-    def step_wait(self):  # type: ignore[no-untyped-def]
+    def step_wait(self) -> VecEnvStepReturn:
         result = self.venv.step_wait()
         self.refused.append(np.array([bool(info.get("intervened", False)) for info in result[3]]))
         return result
@@ -77,7 +79,16 @@ class Uniform:
         self._venv = venv
         self._venv.action_space.seed(0)
 
-    def predict(self, observation, state=None, episode_start=None, deterministic=False):  # type: ignore[no-untyped-def]
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[NDArray[Any], None]:
+        """
+        :param observation: how many there are is all that matters
+        :param state: of no use
+        :param episode_start: of no use
+        :param deterministic: of no use
+        :return: random actions
+        """
         return np.stack([self._venv.action_space.sample() for _ in range(self._venv.num_envs)]), None
 
 
@@ -97,7 +108,7 @@ def navigation(run: Run, trained: list[EpisodeRecord], tests: list[EpisodeRecord
     for who in ("own", "random"):
         venv = Audit(run.make_env(10))
         model = run.load_model(venv, seed=0)
-        ended = evaluate(model if who == "own" else Uniform(venv), venv, 50, seed=2_000_000)
+        ended = evaluate(model if who == "own" else Uniform(venv), venv, 30, seed=2_000_000)
         venv.close()
         if tests[0].interventions is not None:
             figures[f"safe actions refused, {who}"] = venv.false_positives
