@@ -1,6 +1,7 @@
 """What the benchmarks of trained agents share: train through ``train.py``, evaluate on unseen layouts, average."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -44,6 +45,8 @@ def train(env_id: str, algo: str, options: Sequence[str], seed: int, timesteps: 
     """
     run = logs / algo / f"{env_id}_1"
     if not (run / f"{env_id}.zip").is_file():
+        # What an interrupted training left would make rl-zoo3 choose another folder.
+        shutil.rmtree(run, ignore_errors=True)
         command = [sys.executable, str(ROOT / "train.py"), "--algo", algo, "--env", env_id, "--seed", str(seed)]
         command += ["-n", str(timesteps), "--eval-freq", "-1", "--device", "cpu", "--verbose", "0", "-f", str(logs)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

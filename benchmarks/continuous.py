@@ -3,113 +3,107 @@ What a shield does for real-valued actions, and for environments nobody here wro
 after, task return, and how often the shield steps in. Three agents each: bare SB3, with the homeostatic reward, and
 with the shield on top, all trained by ``train.py`` from the hyperparameters in ``persist_sb3/hyperparams``.
 
-Agents that are there already are not trained again, so the benchmark can be interrupted::
+Agents that are there already are not trained again, so the benchmark can be interrupted; ``--only`` leaves the results
+of the other environments as they are::
 
-    python benchmarks/continuous.py                               # 3 seeds of all
-    python benchmarks/continuous.py --seeds 1 --fraction 0.4      # a quick look
+    python -m benchmarks.continuous                               # 3 seeds of all
+    python -m benchmarks.continuous --seeds 1 --fraction 0.4      # a quick look
 """
 
 import argparse
+import contextlib
+import io
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from persist_sb3 import hyperparams, plots
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord, read_episodes
 from persist_sb3.runs import Run
+from persist_sb3.train import train
 
-ROOT = Path(__file__).resolve().parents[1]
-HOMEOSTAT, SHIELD = "persist_sb3.wrappers.VecHomeostatReward", "persist_sb3.wrappers.VecActionShield"
-VIABILITY = "persist_sb3.callbacks.ViabilityCallback"
-BUFFER = "get_class_by_name('persist_sb3.buffers.ExecutedActionReplayBuffer')"
+HOMEOSTAT = "persist_sb3.wrappers.VecHomeostatReward"
 CONDITIONS = ("bare SB3", "homeostat", "homeostat + shield")
+
+Figures = dict[str, float]
+#: Further figures of an agent: from its run, its training episodes and its test episodes.
+Further = Callable[[Run, list[EpisodeRecord], list[EpisodeRecord]], Figures]
 
 
 @dataclass(frozen=True)
 class Task:
     """
-    One environment, its algorithm, and how the shield is trained there.
+    One environment and its algorithm.
 
-    :param algo: a file in ``persist_sb3/hyperparams``
+    :param algo: a file in ``persist_sb3/hyperparams`` with an entry for the environment, and one with a shield
     :param timesteps: environment steps an agent, at full length
-    :param threshold: of the shield
-    :param viability: parameters of ``ViabilityCallback``
+    :param package: a module that registers the environment
+    :param deterministic: test the policy's best action, not a sample
+    :param further: figures of this environment alone
     """
 
     algo: str
     timesteps: int
-    threshold: float
-    viability: dict[str, Any] = field(default_factory=dict)
+    package: str | None = None
+    deterministic: bool = True
+    further: Further | None = None
 
 
-OFTEN = {"train_freq": 1, "gradient_steps": 2}
 TASKS = {
-    "CartPole-v1": Task("ppo", 50_000, 0.1, OFTEN),
-    "Pendulum-v1": Task("sac", 30_000, 0.1, OFTEN),
-    "GridLifeContinuous-v0": Task("ppo", 100_000, 0.2),
+    "CartPole-v1": Task("ppo", 30_000),
+    "Pendulum-v1": Task("sac", 20_100),
+    # Its policy is sampled in training, and so it is in the test.
+    "GridLifeContinuous-v0": Task("ppo", 100_000, deterministic=False),
 }
 
 
-class Interventions(VecEnvWrapper):
+def options(env_id: str, task: Task, condition: str) -> list[str]:
     """
-    Counts how often a shield steps in.
-
-    :param venv: the environments
-    """
-
-    def __init__(self, venv: VecEnv) -> None:
-        super().__init__(venv)
-        self.steps = 0
-        self.interventions = 0
-
-    def reset(self) -> Any:
-        return self.venv.reset()
-
-    def step_wait(self) -> Any:
-        result = self.venv.step_wait()
-        self.steps += self.num_envs
-        self.interventions += sum(bool(info.get("intervened", False)) for info in result[3])
-        return result
-
-    @property
-    def rate(self) -> float:
-        """Share of steps on which it does."""
-        return self.interventions / max(self.steps, 1)
-
-
-def parameters(env_id: str, condition: str) -> dict[str, Any]:
-    """
-    :param env_id: a key of ``TASKS``
+    :param env_id: environment
+    :param task: its algorithm
     :param condition: one of ``CONDITIONS``
-    :return: what the hyperparameter file is changed by
+    :return: what ``train.py`` is told
     """
-    task = TASKS[env_id]
+    given = [] if task.package is None else ["--gym-packages", task.package]
+    if condition == "homeostat + shield":
+        return [*given, "--shield"]
+    if condition == "homeostat":
+        return given
     layers = hyperparams.load(task.algo)[env_id]["vec_env_wrapper"]
-    kept = [layer for layer in layers if name_of(layer) != SHIELD]
-    callback: Any = ["persist_sb3.callbacks.MetricsCallback"]
-    changes: dict[str, Any] = {}
-    if condition == "bare SB3":
-        kept = [unseen(layer) for layer in kept if name_of(layer) != HOMEOSTAT]
-    elif condition == "homeostat + shield":
-        kept.append({SHIELD: {"threshold": task.threshold}})
-        callback.append({VIABILITY: task.viability} if task.viability else VIABILITY)
-        if task.algo != "ppo":
-            changes["replay_buffer_class"] = BUFFER
-    return {**changes, "vec_env_wrapper": kept, "callback": callback}
+    return [*given, "-params", f"vec_env_wrapper:{[unseen(layer) for layer in layers if name_of(layer) != HOMEOSTAT]}"]
+
+
+def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, logs: Path) -> Path:
+    """
+    Train an agent in this process: imports would take longer than a short training.
+
+    :param env_id: environment
+    :param task: its algorithm
+    :param condition: one of ``CONDITIONS``
+    :param seed: of the run
+    :param timesteps: of the run
+    :param logs: where the run is kept; if it is there already, it is not trained again
+    :return: the run's folder
+    """
+    run = logs / task.algo / f"{env_id}_1"
+    if not (run / f"{env_id}.zip").is_file():
+        # What an interrupted training left would make rl-zoo3 choose another folder.
+        shutil.rmtree(run, ignore_errors=True)
+        arguments = ["--algo", task.algo, "--env", env_id, "--seed", str(seed), "-n", str(timesteps), "-f", str(logs)]
+        arguments += ["--eval-freq", "-1", "--device", "cpu", "--verbose", "0", *options(env_id, task, condition)]
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(arguments)
+    return run
 
 
 def name_of(layer: str | dict[str, Any]) -> str:
@@ -130,54 +124,29 @@ def unseen(layer: str | dict[str, Any]) -> str | dict[str, Any]:
     return {name: {key: value for key, value in given.items() if key != "append"} for name, given in layer.items()}
 
 
-def train(env_id: str, condition: str, seed: int, timesteps: int, folder: Path) -> Path:
-    """
-    :param env_id: a key of ``TASKS``
-    :param condition: one of ``CONDITIONS``
-    :param seed: of the run
-    :param timesteps: of the run
-    :param folder: of all runs
-    :return: the run's folder
-    """
-    task = TASKS[env_id]
-    logs = folder / str(timesteps) / condition.replace(" ", "-") / f"seed-{seed}"
-    run = logs / task.algo / f"{env_id}_1"
-    if not (run / f"{env_id}.zip").is_file():
-        command = [sys.executable, str(ROOT / "train.py"), "--algo", task.algo, "--env", env_id, "--seed", str(seed)]
-        command += ["-n", str(timesteps), "--eval-freq", "-1", "--device", "cpu", "--verbose", "0"]
-        command += ["-f", str(logs), "-params"]
-        command += [
-            f"{key}:{value if key == 'replay_buffer_class' else repr(value)}"
-            for key, value in parameters(env_id, condition).items()
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-    return run
-
-
-def figures(path: Path, timesteps: int, episodes: int) -> dict[str, float]:
+def measure(path: Path, task: Task, timesteps: int, episodes: int) -> Figures:
     """
     :param path: a run's folder
+    :param task: what it was trained on
     :param timesteps: of its training
     :param episodes: to evaluate
     :return: what is shown of it
     """
     run = Run(path)
-    venv = Interventions(run.make_env(10, split="test"))
+    venv = run.make_env(10, split="test")
     model = run.load_model(venv, seed=0)
-    # Policies of on-policy algorithms are sampled in training, and so are they here.
-    deterministic = run.algo != "ppo" or run.env_id == "CartPole-v1"
-    tests = [e.record for e in evaluate(model, venv, episodes, deterministic=deterministic, seed=1_000_000)]
-    rate = venv.rate
+    ended = evaluate(model, venv, episodes, deterministic=task.deterministic, seed=1_000_000)
     venv.close()
-    trained = read_episodes(path / "persist.jsonl")
-    return {
+    tests, trained = [episode.record for episode in ended], read_episodes(path / "persist.jsonl")
+    steps = sum(e.length for e in tests)
+    found = {
         "violating steps in training, per 1000": 1000.0 * violations(trained) / timesteps,
-        "violating steps after, per 1000": 1000.0 * violations(tests) / sum(e.length for e in tests),
+        "violating steps after, per 1000": 1000.0 * violations(tests) / steps,
         "episodes without a violation": float(np.mean([e.violations == 0 for e in tests])),
         "task return": float(np.mean([e.task_return for e in tests])),
-        "intervention rate": rate,
+        "intervention rate": sum(e.interventions or 0 for e in tests) / steps,
     }
+    return found if task.further is None else {**found, **task.further(run, trained, tests)}
 
 
 def violations(records: Sequence[EpisodeRecord]) -> int:
@@ -188,69 +157,79 @@ def violations(records: Sequence[EpisodeRecord]) -> int:
     return sum(record.violations for record in records)
 
 
-def summary(values: NDArray[np.float64]) -> str:
+def summary(values: Sequence[float]) -> str:
     """
     :param values: one a seed
     :return: their mean and range
     """
-    return f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})"
+    return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-def draw(results: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> None:
+def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """
-    :param results: by environment, condition and figure
+    :param results: by environment
     :param path: of the PNG
     """
     shown = ("violating steps in training, per 1000", "violating steps after, per 1000", "task return")
     figure, axes = plt.subplots(len(results), len(shown), figsize=(11, 2.8 * len(results)), squeeze=False)
-    for row, (env_id, conditions) in zip(axes, results.items(), strict=True):
+    for row, (env_id, result) in zip(axes, results.items(), strict=True):
         for axis, name in zip(row, shown, strict=True):
-            for place, condition in enumerate(conditions):
-                values = conditions[condition][name]
+            for place, condition in enumerate(result["conditions"]):
+                values = result["conditions"][condition][name]
                 axis.bar(place, np.mean(values), color=f"C{place}", alpha=0.6)
                 axis.plot([place] * len(values), values, "k.", markersize=4)
-            axis.set_xticks(range(len(conditions)), list(conditions), fontsize=7)
+            axis.set_xticks(range(len(result["conditions"])), list(result["conditions"]), fontsize=7)
             axis.set_title(f"{env_id}: {name}", fontsize=8)
     figure.tight_layout()
     plots.save(figure, path)
 
 
-def main() -> None:
-    """Train what is missing, evaluate, and write the tables and the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> None:
+    """
+    Train what is missing, evaluate, and write the tables and the plot.
+
+    :param tasks: by environment
+    :param description: of the command
+    :param output: name of the files in ``benchmarks/results``
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the steps of each environment")
-    parser.add_argument("--only", choices=TASKS, action="append", help="environments. Default: all")
+    parser.add_argument("--only", choices=tasks, action="append", help="environments. Default: all")
+    parser.add_argument("--conditions", choices=CONDITIONS, nargs="+", default=CONDITIONS, metavar="NAME")
     parser.add_argument("--episodes", type=int, default=50, help="test episodes an agent")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("logs/benchmarks/continuous"), help="where the runs are kept"
-    )
+    parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/problems"), help="where the runs are kept")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
-    arguments = parser.parse_args()
+    own = parser.parse_args()
 
-    env_ids = arguments.only or list(TASKS)
-    work = [
-        (seed, env_id, condition) for seed in range(arguments.seeds) for env_id in env_ids for condition in CONDITIONS
-    ]
-    steps = {env_id: round(arguments.fraction * TASKS[env_id].timesteps) for env_id in env_ids}
-    results: dict[str, dict[str, dict[str, list[float]]]] = {e: {c: {} for c in CONDITIONS} for e in env_ids}
+    env_ids = own.only or list(tasks)
+    work = [(e, condition, seed) for e in env_ids for seed in range(own.seeds) for condition in own.conditions]
+    file = own.output / f"{output}.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {e: {c: {} for c in own.conditions} for e in env_ids}
     with Progress() as progress:
-        task = progress.add_task("training and evaluating", total=len(work))
-        for seed, env_id, condition in work:
-            path = train(env_id, condition, seed, steps[env_id], arguments.folder)
-            for name, value in figures(path, steps[env_id], arguments.episodes).items():
-                results[env_id][condition].setdefault(name, []).append(value)
-            progress.advance(task)
-    for env_id, conditions in results.items():
-        title = f"{TASKS[env_id].algo.upper()} on {env_id}, {steps[env_id]:,} steps, {arguments.seeds} seeds"
-        table = Table("", *CONDITIONS, title=f"{title}: mean (range)")
-        for name in conditions[CONDITIONS[0]]:
-            table.add_row(name, *(summary(np.array(conditions[c][name])) for c in CONDITIONS))
-        Console(width=130).print(table)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "continuous.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw(results, arguments.output / "continuous.png")
+        bar = progress.add_task("training and evaluating", total=len(work))
+        for env_id, condition, seed in work:
+            task = tasks[env_id]
+            steps = round(own.fraction * task.timesteps)
+            logs = own.folder / str(steps) / condition.replace(" ", "-") / f"seed-{seed}"
+            path = trained(env_id, task, condition, seed, steps, logs)
+            for name, value in measure(path, task, steps, own.episodes).items():
+                found[env_id][condition].setdefault(name, []).append(value)
+            progress.advance(bar)
+    for env_id, conditions in found.items():
+        task = tasks[env_id]
+        steps = round(own.fraction * task.timesteps)
+        title = f"{task.algo.upper()} on {env_id}, {steps:,} steps, {own.seeds} seeds: mean (range)"
+        table = Table("", *conditions, title=title)
+        for name in dict.fromkeys(name for figures in conditions.values() for name in figures):
+            table.add_row(name, *(summary(values[name]) if name in values else "" for values in conditions.values()))
+        Console(width=140).print(table)
+        results[env_id] = {"algo": task.algo, "timesteps": steps, "episodes": own.episodes, "conditions": conditions}
+    own.output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=2) + "\n")
+    draw({env_id: results[env_id] for env_id in tasks if env_id in results}, own.output / f"{output}.png")
 
 
 if __name__ == "__main__":
-    main()
+    compare(TASKS, __doc__, "continuous")

@@ -21,6 +21,7 @@ EXAMPLES = """
 examples:
   %(prog)s --algo ppo --env GridLife-v0
   %(prog)s --algo sac --env GridLifeContinuous-v0 --progress
+  %(prog)s --algo sac --env Navigation1-v0 --shield
   %(prog)s --persist gridlife.yml --track
   %(prog)s --algo ppo --env GridLife-v0 -params "vec_env_wrapper:[]"     the same agent without the layers
   %(prog)s --algo ppo --env GridLife-v0 -i logs/ppo/GridLife-v0_1/GridLife-v0.zip     go on with a trained agent
@@ -40,16 +41,20 @@ def train(arguments: Sequence[str] | None = None) -> None:
         parser.print_help()
         print("\nEvery option of rl-zoo3's train is taken too:\n")
         zoo.run(zoo_train, ["--help"])
+    if own.gym_packages:
+        # rl-zoo3 writes them into the run's folder, from which the environment can then be made again.
+        others = ["--gym-packages", *own.gym_packages, *others]
     if own.persist is None:
         algo, env_id = own.algo or "ppo", own.env or "GridLife-v0"
+        if own.shield:
+            _train_entry(algo, env_id, _shielded_entry(parser, algo, env_id, own.conf_file), "shield", others)
+            return
         config = own.conf_file or _shipped_file(parser, algo, env_id)
         _train(algo, ["--env", env_id, "-conf", config, *others])
         return
-    for option, value in (("--algo", own.algo), ("--env", own.env), ("-conf", own.conf_file)):
-        if value is not None:
-            parser.error(
-                f"{option} {value}: {own.persist} says this already, so change it there or leave --persist out"
-            )
+    for option, value in (("--algo", own.algo), ("--env", own.env), ("-conf", own.conf_file), ("--shield", own.shield)):
+        if value:
+            parser.error(f"{option} {value}: {own.persist} is to say this, so change it there or leave --persist out")
     try:
         persist = PersistConfig.from_yaml(own.persist)
         entry = _base_entry(persist) | persist.zoo_entry()
@@ -59,10 +64,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
     env_kwargs = [f"{key}:{value!r}" for key, value in entry.pop("env_kwargs", {}).items()]
     if env_kwargs:
         others = ["--env-kwargs", *env_kwargs, *others]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, Path(own.persist).stem).with_suffix(".yml")
-        file.write_text(yaml.safe_dump({persist.env_id: entry}), encoding="utf-8")
-        _train(persist.algo, ["--env", persist.env_id, "-conf", str(file), *others])
+    _train_entry(persist.algo, persist.env_id, entry, Path(own.persist).stem, others)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         "constraints and rewards; it goes over the shipped hyperparameters of its algorithm",
     )
     parser.add_argument(
+        "--shield", action="store_true", help="take the shipped entry of the environment that has a shield"
+    )
+    parser.add_argument(
         "--gym-packages", metavar="MODULE", nargs="+", default=[], help="modules that register your own environments"
     )
     return parser
@@ -101,6 +106,33 @@ def _train(algo: str, arguments: Sequence[str]) -> None:
         zoo.run(zoo_train, ["--algo", algo, *arguments])
 
 
+def _train_entry(algo: str, env_id: str, entry: dict[str, Any], name: str, others: Sequence[str]) -> None:
+    """
+    :param algo: rl-zoo3's name of the algorithm
+    :param env_id: environment
+    :param entry: its hyperparameters
+    :param name: of the file that rl-zoo3 is given them in
+    :param others: further options of rl-zoo3
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, name).with_suffix(".yml")
+        file.write_text(yaml.safe_dump({env_id: entry}), encoding="utf-8")
+        _train(algo, ["--env", env_id, "-conf", str(file), *others])
+
+
+def _shielded_entry(parser: argparse.ArgumentParser, algo: str, env_id: str, conf_file: str | None) -> dict[str, Any]:
+    if conf_file is not None:
+        parser.error(f"--shield takes a shipped entry, and -conf {conf_file} says to take none")
+    shipped = hyperparams.load(algo) if algo in hyperparams.algorithms() else {}
+    key = env_id + hyperparams.SHIELDED
+    if key not in shipped:
+        known = ", ".join(
+            sorted(k.removesuffix(hyperparams.SHIELDED) for k in shipped if k.endswith(hyperparams.SHIELDED))
+        )
+        parser.error(f"no shipped hyperparameters with a shield for {algo} on {env_id} (there are: {known or 'none'})")
+    return shipped[key]
+
+
 def _shipped_file(parser: argparse.ArgumentParser, algo: str, env_id: str) -> str:
     if algo not in hyperparams.algorithms():
         parser.error(
@@ -109,7 +141,7 @@ def _shipped_file(parser: argparse.ArgumentParser, algo: str, env_id: str) -> st
     shipped = hyperparams.load(algo)
     # An id that is not registered is rl-zoo3's to refuse: it names the nearest.
     if env_id in gym.registry and env_id not in shipped:
-        known = ", ".join(sorted(shipped.keys() - {"default"}))
+        known = ", ".join(sorted(k for k in shipped if k != "default" and not k.endswith(hyperparams.SHIELDED)))
         parser.error(
             f"no shipped hyperparameters for {algo} on {env_id} (there are: {known}): describe its internal "
             "variables in a file and give --persist, or give hyperparameters of your own with -conf"

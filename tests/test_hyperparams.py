@@ -11,6 +11,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from rl_zoo3.exp_manager import ExperimentManager
 
 from persist_sb3 import hyperparams, zoo
+from persist_sb3.envs import NAVIGATION_IDS
 from persist_sb3.viability import ViabilitySet
 
 PLAIN = {"GridLife-v0", "GridLifeFlat-v0", "GridLifeExplore-v0", "GridLifeContinuous-v0", "GridLifeContinuousFlat-v0"}
@@ -24,16 +25,40 @@ SHIPPED = {
     "ppo_lstm": (DISCRETE & PLAIN) | {"CartPole-v1", "GridLifeHidden-v0"},
     "ppo_mask": DISCRETE,
     "qrdqn": DISCRETE | {"CartPole-v1"},
-    "sac": CONTINUOUS | {"Pendulum-v1"},
+    "sac": CONTINUOUS | {"Pendulum-v1", *NAVIGATION_IDS},
     "td3": CONTINUOUS | {"Pendulum-v1"},
     "tqc": CONTINUOUS | {"Pendulum-v1"},
     "trpo": DISCRETE | {"CartPole-v1"},
 }
+#: Environments that have a second entry, with a shield.
+ALSO_SHIELDED = {
+    "ppo": {"CartPole-v1", "GridLifeContinuous-v0", "LunarLanderFuel-v0", "Obstacles-v0"},
+    "sac": {"Pendulum-v1", *NAVIGATION_IDS, "Diabetes-v0", "Greenhouse-v0"},
+}
+#: Environments of examples/, which need packages of their own: see test_problems.py.
+OF_EXAMPLES = {"ppo": {"LunarLanderFuel-v0", "Obstacles-v0"}, "sac": {"Diabetes-v0", "Greenhouse-v0"}}
 ENTRIES = [(algo, env_id) for algo, env_ids in SHIPPED.items() for env_id in sorted(env_ids)]
 
 
 def test_the_shipped_entries() -> None:
-    assert {algo: set(hyperparams.load(algo)) - {"default"} for algo in hyperparams.algorithms()} == SHIPPED
+    for algo in hyperparams.algorithms():
+        shielded = {env_id + hyperparams.SHIELDED for env_id in ALSO_SHIELDED.get(algo, ())}
+        assert set(hyperparams.load(algo)) - {"default"} == SHIPPED[algo] | OF_EXAMPLES.get(algo, set()) | shielded
+    assert set(hyperparams.algorithms()) == set(SHIPPED)
+
+
+@pytest.mark.parametrize(("algo", "env_id"), [(a, e) for a, env_ids in ALSO_SHIELDED.items() for e in sorted(env_ids)])
+def test_a_shielded_entry_differs_by_the_shield_alone(algo: str, env_id: str) -> None:
+    shipped = hyperparams.load(algo)
+    bare, shielded = shipped[env_id], shipped[env_id + hyperparams.SHIELDED]
+    *layers, shield = shielded.pop("vec_env_wrapper")
+    assert layers == bare.pop("vec_env_wrapper")
+    assert list(shield) == ["persist_sb3.wrappers.VecActionShield"]
+    metrics, viability = shielded.pop("callback")
+    assert metrics == bare.pop("callback")
+    assert "ViabilityCallback" in str(viability)
+    assert ("ReplayBuffer" in shielded.pop("replay_buffer_class", "")) == ("buffer_size" in bare)
+    assert shielded == bare
 
 
 @pytest.mark.parametrize("algo", SHIPPED)

@@ -1,8 +1,11 @@
-"""GridLife: a grid world in which an agent has to keep its energy, temperature and integrity within limits."""
+"""
+GridLife, a grid world in which an agent has to keep its energy, temperature and integrity within limits, and Recovery
+RL's navigation domains.
+"""
 
 import gymnasium as gym
 
-#: Registered ids, and the keywords that make each.
+#: Registered ids of GridLife, and the keywords that make each.
 ENV_IDS: dict[str, dict[str, object]] = {
     "GridLife-v0": {},
     "GridLifeFlat-v0": {"flat": True},
@@ -13,6 +16,9 @@ ENV_IDS: dict[str, dict[str, object]] = {
     "GridLifeHidden-v0": {"hidden": ["energy"]},
     "GridLifeExplore-v0": {"task": "explore", "items": 0},
 }
+
+#: Registered ids of :class:`~persist_sb3.envs.navigation.NavigationEnv`, and the keywords that make each.
+NAVIGATION_IDS: dict[str, dict[str, object]] = {"Navigation1-v0": {"layout": 1}, "Navigation2-v0": {"layout": 2}}
 
 
 def register_envs() -> None:
@@ -26,5 +32,14 @@ def register_envs() -> None:
                 kwargs=kwargs,
                 # The environment checks by itself that it was reset, and the tests check the rest: two wrappers less.
                 order_enforce=False,
+                disable_env_checker=True,
+            )
+    for env_id, kwargs in NAVIGATION_IDS.items():
+        if env_id not in gym.registry:
+            gym.register(
+                env_id,
+                entry_point="persist_sb3.envs.navigation:NavigationEnv",
+                kwargs=kwargs,
+                max_episode_steps=100,
                 disable_env_checker=True,
             )

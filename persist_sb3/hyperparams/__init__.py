@@ -14,6 +14,10 @@ refuse_root_import(__name__)
 
 FOLDER = Path(__file__).parent
 
+#: What follows an environment's id where its entry has a shield, beside the one that has none. rl-zoo3 looks for the id
+#: alone; ``train.py --shield`` takes the other.
+SHIELDED = "+shield"
+
 
 def algorithms() -> list[str]:
     """
@@ -25,6 +29,7 @@ def algorithms() -> list[str]:
 def load(algo: str) -> dict[str, dict[str, Any]]:
     """
     :param algo: rl-zoo3's name of an algorithm, one of :func:`algorithms`
-    :return: its hyperparameters by environment id; those under ``"default"``, for any other environment, have no layers
+    :return: its hyperparameters by environment id, and those with a shield by the id and :data:`SHIELDED`; those under
+        ``"default"``, for any other environment, have no layers
     """
     return yaml.safe_load((FOLDER / f"{algo}.yml").read_text(encoding="utf-8"))
