@@ -170,7 +170,7 @@ class RolloutVerifier:
         """
         k, spec, rows = self.rollouts, self._spec, len(state) * self.rollouts
         everyone = np.arange(rows)
-        noise = Draws.split(_key(state), k)
+        noise = Draws.split(row_key(state), k)
         members = np.tile(np.arange(k) % self._dynamics.members, len(state))
         state, action = np.repeat(state, k, axis=0), np.repeat(action, k, axis=0)
         least = np.full(rows, np.inf, dtype=np.float32)
@@ -214,7 +214,7 @@ def check_search(conf: float, horizon: int, rollouts: int, criterion: str) -> No
         raise ValueError(f"criterion={criterion!r} must be {', '.join(map(repr, CRITERIA))}")
 
 
-def _key(state: Floats) -> NDArray[np.uint64]:
+def row_key(state: Floats) -> NDArray[np.uint64]:
     """
     :param state: ``(r, D)``
     :return: a hash of each row, ``(r,)``: multilinear, on the bits of its numbers (Lemire & Kaser, "Strongly universal

@@ -19,6 +19,7 @@ from persist_sb3.models.safety import SafetyNetwork
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.models.world import WorldModel
+from persist_sb3.planning import Planning
 from persist_sb3.shield import BoxShield, Correction, Decision, EnumeratedShield, Projection
 from persist_sb3.shield.amortised import AmortisedVerifier
 from persist_sb3.shield.calibration import Calibration
@@ -102,6 +103,10 @@ class ActionShieldLayer(Layer):
     :param backup: a policy known to be safe, which goes on after the action in imagination: a function of observations
         and internal variables, in batches, that returns actions. Default: the critic's best action
     :param min_agreement: share of verdicts in which the safety network must agree with the search
+    :param infeasible: what is executed where no action passes: ``"safest"``, or ``"planner"``: the first step of a
+        course of ``horizon`` actions that stays inside and ends where the critic values the state at ``threshold`` or
+        more (see :class:`~persist_sb3.planning.Planning`), and the safest where there is no such course. It takes the
+        models of ``"search"``, in any mode
     :raises ValueError: if a parameter is out of its range
     """
 
@@ -122,6 +127,7 @@ class ActionShieldLayer(Layer):
         dynamics: Function | Dynamics | None = None,
         backup: Policy | None = None,
         min_agreement: float = 0.9,
+        infeasible: Literal["safest", "planner"] = "safest",
     ) -> None:
         self.calibrated = threshold == CALIBRATED
         if isinstance(threshold, str) and not self.calibrated:
@@ -145,6 +151,9 @@ class ActionShieldLayer(Layer):
             raise ValueError(f"band={band} must be at least 0")
         if not 0.0 <= min_agreement <= 1.0:
             raise ValueError(f"min_agreement={min_agreement} must be in [0, 1]")
+        if infeasible not in ("safest", "planner"):
+            raise ValueError(f"infeasible={infeasible!r} must be 'safest' or 'planner'")
+        self.infeasible = infeasible
         self.mode = mode
         self.band = band
         self.min_agreement = min_agreement
@@ -195,8 +204,12 @@ class ActionShieldLayer(Layer):
 
     def _names(self) -> tuple[str, ...]:
         """
-        :return: names of the models that the mode takes
+        :return: names of the models that the mode and the planner take
         """
+        planner = self.lookahead.models if self.infeasible == "planner" else ()
+        return tuple(dict.fromkeys((*self._names_of_mode(), *planner)))
+
+    def _names_of_mode(self) -> tuple[str, ...]:
         if self.mode == "critic":
             return ("viability",)
         if self.mode == "amortised":
@@ -356,6 +369,8 @@ class ActionShieldLayer(Layer):
             self._decision = shield.decide(self._encoded(), action)
             executed, self._intervened = self._decision.action, self._decision.intervened
             self._failed = ~np.isfinite(self._decision.executed.score)
+            if self.infeasible == "planner" and shield is self._shield:
+                executed = self._plan(shield.threshold, self._decision)
             if not self._failed.any():
                 return executed
             executed = with_rows(executed, np.flatnonzero(self._failed), self._fall_back(self._failed))
@@ -364,6 +379,26 @@ class ActionShieldLayer(Layer):
         if executed is not action:
             self._intervened = (executed != action).reshape(self.num_envs, -1).any(axis=1)
         return executed
+
+    def _plan(self, threshold: float, decision: Decision) -> NDArray[Any]:
+        """
+        :param threshold: least value at the end of a course
+        :param decision: gets to know what the planner found, where no action passes
+        :return: what is to be executed, ``(n, ...)``
+        """
+        lost = np.flatnonzero(decision.infeasible & ~self._failed)
+        if not len(lost):
+            return decision.action
+        search = self.lookahead
+        planning = Planning(horizon=search.horizon, conf=search.conf, threshold=threshold, rollouts=search.rollouts)
+        planner = planning.planner(self.spec, self._models, self._streams, search.dynamics)
+        plan = planner.plan(self._encoded()[lost], lost)
+        found = lost[plan.feasible]
+        action = with_rows(decision.action, found, plan.action[plan.feasible].astype(decision.action.dtype))
+        decision.executed.score[found] = plan.margin[plan.feasible]
+        decision.executed.p_safe[found] = np.nan
+        self._intervened = (action != decision.proposed_action).reshape(self.num_envs, -1).any(axis=1)
+        return action
 
     def after(self, step: Step) -> NDArray[np.float64]:
         infos = step.infos
