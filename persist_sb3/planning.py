@@ -276,7 +276,8 @@ class Imagination:
         # Nothing that happens after a constraint has broken counts.
         least = np.where(going, np.minimum(courses.least, margin), courses.least)
         broken = np.where(going & (margin < 0.0), step, courses.broken)
-        reached, worth = courses.reached, 0.0
+        reached = courses.reached
+        worth: NDArray[Any]
         if self._target is None:
             worth = _barrier(margins).sum(axis=1).reshape(shape)
         else:

@@ -148,7 +148,7 @@ def test_progress_decides_between_what_is_safe() -> None:
 
 def test_plans_in_gridlife_against_its_own_worlds() -> None:
     n, horizon = 12, 4
-    chanceless = {"slip": 0.0, "food_regrowth": 0.0, "item_regrowth": 0.0}
+    chanceless: dict[str, Any] = {"slip": 0.0, "food_regrowth": 0.0, "item_regrowth": 0.0}
     view = FullView(GridLifeVecEnv(n, split="test", energy_decay=0.08, food=12, ringed_food=4, **chanceless))
     view.seed(5)
     observation: Any = view.reset()
@@ -171,11 +171,11 @@ def test_plans_in_gridlife_against_its_own_worlds() -> None:
         safe &= terminated == 0
         barrier = np.log(np.maximum(viability.margins(core.internal), LEAST)).sum(axis=1)
         worth += barrier * (1.0 if step < horizon - 1 else 1.0 + END_WEIGHT)
-    worth = np.where(safe, worth, -np.inf).reshape(n, -1)
+    worths = np.where(safe, worth, -np.inf).reshape(n, -1)
     feasible = safe.reshape(n, -1).any(axis=1)
     np.testing.assert_array_equal(plan.feasible, feasible)
     assert 0 < feasible.sum() < n
-    np.testing.assert_allclose(plan.score[feasible], worth[feasible].max(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(plan.score[feasible], worths[feasible].max(axis=1), rtol=1e-4)
 
 
 def test_the_full_view_foresees_what_happens() -> None:

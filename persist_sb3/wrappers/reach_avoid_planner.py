@@ -93,6 +93,7 @@ class ReachAvoidPlannerLayer(Layer):
         self.min_updates = min_updates
         #: Models without which it cannot plan.
         self.needed = () if dynamics is not None else ("internal_model", "world_model")
+        self._used = (*self.needed, "viability")
 
     def attach(
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
@@ -119,7 +120,7 @@ class ReachAvoidPlannerLayer(Layer):
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         self._bound = True
-        models = {name: bundle[name] for name in KINDS if name in bundle}
+        models = {name: bundle[name] for name in self._used if name in bundle}
         if models.keys() != self._models.keys() or any(models[name] is not self._models[name] for name in models):
             self._models, self._planner = models, None
             self._looked = False
@@ -134,7 +135,7 @@ class ReachAvoidPlannerLayer(Layer):
         loaded = last_loaded()
         pending = {} if loaded is None else loaded.pending
         try:
-            found = {name: rebuild(pending[name], self.spec, kind) for name, kind in KINDS.items() if name in pending}
+            found = {name: rebuild(pending[name], self.spec, KINDS[name]) for name in self._used if name in pending}
         except ValueError as error:
             raise PlannerError(f"ReachAvoidPlanner cannot use a model that was loaded: {error}") from error
         self._models = found | self._models
