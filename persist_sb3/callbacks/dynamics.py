@@ -113,9 +113,14 @@ class DynamicsCallback(LearningCallback):
             self._new.clear()
             state, action, successor = *self._inputs(new), self._successor(new)
             if self.updates:
-                self._tests.add(state, action, successor)
+                self._tested(self._tests.add(state, action, successor))
             self.learner.measure(*map(self.tensor, (state, action, successor)))
         return super()._on_step()
+
+    def _tested(self, disagreement: NDArray[np.float32]) -> None:
+        """
+        :param disagreement: of the members, on transitions that the model has not been trained on, ``(n,)``
+        """
 
     def _inputs(self, transitions: Transitions) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         state = self.spec.encode(transitions.observation, transitions.internal)
@@ -159,11 +164,14 @@ class _Tests:
         self._nll = self._disagreement = 0.0
         self._squares = np.zeros((3, model.heads.width))
 
-    def add(self, state: NDArray[np.float32], action: NDArray[np.float32], successor: NDArray[np.float32]) -> None:
+    def add(
+        self, state: NDArray[np.float32], action: NDArray[np.float32], successor: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         """
         :param state: ``(n, D)``
         :param action: encoded, ``(n, A)``
         :param successor: ``(n, m)``
+        :return: how much the members disagree, ``(n,)``
         """
         mean, var = self._model.moments(state, action)
         centre = mean.mean(axis=0)
@@ -173,8 +181,10 @@ class _Tests:
         still = np.square(successor - state[:, self._model.part])
         self._squares += np.stack([error, still, covered]).sum(axis=1, dtype=np.float64)
         self._nll += float(self._model.nll(state, action, successor).sum())
-        self._disagreement += float(self._model.disagreement(state, action).sum())
+        disagreement = self._model.disagreement(state, action)
+        self._disagreement += float(disagreement.sum())
         self.rows += len(state)
+        return disagreement
 
     def overall(self) -> dict[str, float]:
         """

@@ -20,6 +20,7 @@ CALLBACKS = {
     "viability": "ViabilityCallback",
     "internal_model": "InternalModelCallback",
     "world_model": "WorldModelCallback",
+    "familiarity": "InternalModelCallback",
     "safety": "SafetyNetworkCallback",
     "calibration": "CalibrationCallback",
 }

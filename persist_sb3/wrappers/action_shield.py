@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from persist_sb3.batch import Batch, take, with_rows
 from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
+from persist_sb3.models.familiarity import Familiarity
 from persist_sb3.models.imagination import Dynamics
 from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.safety import SafetyNetwork
@@ -23,6 +24,7 @@ from persist_sb3.planning import Planning
 from persist_sb3.shield import BoxShield, Correction, Decision, EnumeratedShield, Projection
 from persist_sb3.shield.amortised import AmortisedVerifier
 from persist_sb3.shield.calibration import Calibration
+from persist_sb3.shield.caution import CautiousCritic
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.enumerated import Verifier
 from persist_sb3.shield.lookahead import CALLBACKS, MODES, Function, LookAhead, Mode, trained
@@ -39,6 +41,7 @@ KINDS: dict[str, type[Model]] = {
     "viability": ViabilityCritic,
     "internal_model": InternalModel,
     "world_model": WorldModel,
+    "familiarity": Familiarity,
     "safety": SafetyNetwork,
 }
 CALIBRATED: Literal["calibrated"] = "calibrated"
@@ -107,6 +110,8 @@ class ActionShieldLayer(Layer):
         course of ``horizon`` actions that stays inside and ends where the critic values the state at ``threshold`` or
         more (see :class:`~persist_sb3.planning.Planning`), and the safest where there is no such course. It takes the
         models of ``"search"``, in any mode
+    :param caution: how far the threshold rises, in scaled margins, where the internal model's ensemble disagrees twice
+        as much as is typical (:class:`~persist_sb3.shield.caution.CautiousCritic`). 0 asks for no such model
     :raises ValueError: if a parameter is out of its range
     """
 
@@ -128,6 +133,7 @@ class ActionShieldLayer(Layer):
         backup: Policy | None = None,
         min_agreement: float = 0.9,
         infeasible: Literal["safest", "planner"] = "safest",
+        caution: float = 0.0,
     ) -> None:
         self.calibrated = threshold == CALIBRATED
         if isinstance(threshold, str) and not self.calibrated:
@@ -153,7 +159,10 @@ class ActionShieldLayer(Layer):
             raise ValueError(f"min_agreement={min_agreement} must be in [0, 1]")
         if infeasible not in ("safest", "planner"):
             raise ValueError(f"infeasible={infeasible!r} must be 'safest' or 'planner'")
+        if not (np.isfinite(caution) and caution >= 0.0):
+            raise ValueError(f"caution={caution} must be a finite number, at least 0")
         self.infeasible = infeasible
+        self.caution = caution
         self.mode = mode
         self.band = band
         self.min_agreement = min_agreement
@@ -207,7 +216,8 @@ class ActionShieldLayer(Layer):
         :return: names of the models that the mode and the planner take
         """
         planner = self.lookahead.models if self.infeasible == "planner" else ()
-        return tuple(dict.fromkeys((*self._names_of_mode(), *planner)))
+        caution = ("viability", "internal_model", "familiarity") if self.caution else ()
+        return tuple(dict.fromkeys((*self._names_of_mode(), *planner, *caution)))
 
     def _names_of_mode(self) -> tuple[str, ...]:
         if self.mode == "critic":
@@ -231,21 +241,27 @@ class ActionShieldLayer(Layer):
             return
         self._models, self._shield, self._critic_alone = models, None, None
         if "viability" in models:
-            self._critic_alone = self._make(None, self.band)
+            self._critic_alone = self._make(None, self.band, models["viability"])
 
     def _complete(self) -> Shield | None:
         """
         :return: the shield of the mode, whose models are all there
         """
         models, search = self._models, self.lookahead
+        if self.caution:
+            cautious = CautiousCritic(
+                models["viability"], models["internal_model"], models["familiarity"], self.caution
+            )
+            models = {**models, "viability": cautious}
+        critic = models.get("viability")
         if self.mode == "critic":
-            return self._critic_alone
+            return self._make(None, self.band, critic)
         if self.mode == "amortised":
-            return self._make(AmortisedVerifier(models["safety"], models["viability"], search.conf), np.inf)
-        return self._make(search.verifier(self.spec, models), self.band if self.mode == "verify" else np.inf)
+            return self._make(AmortisedVerifier(models["safety"], critic, search.conf), np.inf, critic)
+        band = self.band if self.mode == "verify" else np.inf
+        return self._make(search.verifier(self.spec, models), band, critic)
 
-    def _make(self, verifier: Verifier | None, band: float) -> Shield:
-        critic = self._models.get("viability")
+    def _make(self, verifier: Verifier | None, band: float, critic: Any) -> Shield:
         if not self.spec.continuous:
             return EnumeratedShield(self.spec, critic, self.threshold, self.correction, verifier, band)
         assert critic is not None
