@@ -14,7 +14,6 @@ nearest food is, as the oracle is. Times are of the process's own CPU::
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
@@ -67,7 +67,7 @@ def train(seed: int, timesteps: int) -> PPO:
         seed=seed,
         device="cpu",
     )
-    models = [ViabilityCallback(train_freq=2), InternalModelCallback(), WorldModelCallback()]
+    models: list[BaseCallback] = [ViabilityCallback(train_freq=2), InternalModelCallback(), WorldModelCallback()]
     model.learn(timesteps, callback=models)
     return model
 
@@ -195,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

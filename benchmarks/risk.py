@@ -13,7 +13,6 @@ in ``risk_alpha`` alone; ``alpha = 1`` is QR-DQN as it is::
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +130,14 @@ def main() -> None:
                 model = agent(alpha, seed, own.timesteps)
                 records = [episode.record for episode in evaluate(model, make(20, 10_000), own.episodes, seed=10_000)]
                 returns = torch.tensor([record.task_return for record in records])
-                for figure, value in zip(
-                    figures,
-                    (
-                        np.mean([record.violations > 0 for record in records]),
-                        returns.mean(),
-                        cvar_of_quantiles(returns, 0.25),
-                        np.mean([record.length for record in records]),
-                    ),
-                    strict=True,
-                ):
-                    scores[figure].setdefault(name, []).append(float(value))
+                values = (
+                    float(np.mean([record.violations > 0 for record in records])),
+                    float(returns.mean()),
+                    float(cvar_of_quantiles(returns, 0.25)),
+                    float(np.mean([record.length for record in records])),
+                )
+                for figure, value in zip(figures, values, strict=True):
+                    scores[figure].setdefault(name, []).append(value)
                 progress.advance(task)
 
     title = f"QR-DQN along a cliff, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]"
@@ -170,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -178,7 +178,7 @@ class RiskCritic(Critic):
         super().__init__(*args, **kwargs)
         self.risk_alpha = risk_alpha
 
-    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: PyTorchObs, action: torch.Tensor) -> torch.Tensor:
         quantiles = super().forward(obs, action)
         if not action.requires_grad or self.risk_alpha == 1.0:
             return quantiles

@@ -9,6 +9,7 @@ import pytest
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from persist_sb3.callbacks import InternalModelCallback, ViabilityCallback
@@ -169,7 +170,7 @@ SMALL: dict[str, Any] = {"net_arch": [16], "learning_starts": 32, "train_freq": 
 def trained(**kwargs: Any) -> tuple[PPO, VecActionShield]:
     env = VecActionShield(VecInternalState(DummyVecEnv([Walker] * 4), **DIMS), min_updates=50, **kwargs)
     model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
-    callbacks = [ViabilityCallback(**SMALL), InternalModelCallback(members=3, **SMALL)]
+    callbacks: list[BaseCallback] = [ViabilityCallback(**SMALL), InternalModelCallback(members=3, **SMALL)]
     return model.learn(1024, callback=callbacks), env
 
 

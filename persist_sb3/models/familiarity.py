@@ -12,6 +12,9 @@ Floats = NDArray[np.float32]
 #: Share of the transitions that are typical, and of the last estimate that a new batch replaces.
 SHARE, RATE = 0.9, 0.05
 
+#: Least disagreement that others are compared with.
+SMALLEST = 1e-6
+
 
 class Familiarity(Model):
     """
@@ -47,6 +50,6 @@ class Familiarity(Model):
         :param disagreement: of states and actions, ``(n,)``
         :return: by how many times what is typical it is above that, at least 0, ``(n,)``
         """
-        typical = max(float(self.typical), np.finfo(np.float32).tiny)
-        excess: Floats = np.maximum(disagreement / np.float32(typical) - 1.0, 0.0)
+        typical = np.float32(max(float(self.typical), SMALLEST))
+        excess: Floats = np.maximum(np.divide(disagreement, typical) - np.float32(1.0), np.float32(0.0))
         return excess

@@ -67,6 +67,6 @@ class CautiousCritic:
     def viability(self, state: Floats) -> Floats:
         """See :meth:`~persist_sb3.models.viability.ViabilityCritic.viability`."""
         if self.spec.continuous:
-            return self.action_values(state, self.best_action(state))[:, 0]
+            return self.action_values(state, self._critic.best_action(state))[:, 0]
         best: Floats = self.values(state)[:, :, 0].max(axis=1)
         return best

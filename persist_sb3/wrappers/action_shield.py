@@ -253,7 +253,7 @@ class ActionShieldLayer(Layer):
                 models["viability"], models["internal_model"], models["familiarity"], self.caution
             )
             models = {**models, "viability": cautious}
-        critic = models.get("viability")
+        critic: Any = models.get("viability")
         if self.mode == "critic":
             return self._make(None, self.band, critic)
         if self.mode == "amortised":
