@@ -119,11 +119,10 @@ class ReachAvoidPlannerLayer(Layer):
         self._streams.seed(slots, seeds)
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
-        self._bound = True
+        self._bound, self._looked = True, False
         models = {name: bundle[name] for name in self._used if name in bundle}
         if models.keys() != self._models.keys() or any(models[name] is not self._models[name] for name in models):
             self._models, self._planner = models, None
-            self._looked = False
 
     def _find_models(self) -> None:
         """
