@@ -6,9 +6,10 @@ PPO is trained with the shipped reward and the scent of food, while callbacks tr
 model and the world model on its transitions. Then PPO plays, PPO plays under the critic's shield, and the planner plays
 in PPO's place with the models and without; nothing learns meanwhile. The planners on the true dynamics see all of the
 worlds (:class:`~persist_sb3.envs.oracle.FullView`) and foresee no chance; with ``food`` they are told how far away the
-nearest food is, as the oracle is. Times are of the process's own CPU::
+nearest food is, as the oracle is. Times are of the process's own CPU. What was trained or played already is kept, so
+the benchmark can be interrupted::
 
-    python -m benchmarks.planning                                               # 2 seeds, 40k steps, 24 episodes
+    python -m benchmarks.planning                                               # 2 seeds, 60k steps, 20 episodes
     python -m benchmarks.planning --seeds 5 --timesteps 300000 --episodes 200   # what a claim needs
 """
 
@@ -29,11 +30,13 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from benchmarks.agents import intervals
+from benchmarks.kept import kept, kept_agent, models_of
 from persist_sb3.callbacks import InternalModelCallback, ViabilityCallback, WorldModelCallback
 from persist_sb3.envs.oracle import BeamPlanner, FullView, OraclePolicy
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import survival_curve
+from persist_sb3.models.spec import StateSpec
 from persist_sb3.summary import wilson_interval, without_nan
 from persist_sb3.wrappers import (
     PlannerPolicy,
@@ -118,13 +121,14 @@ def informed(episodes: int) -> dict[str, Callable[[], dict[str, Any]]]:
     }
 
 
-def learned(model: PPO, episodes: int) -> dict[str, dict[str, Any]]:
+def learned(model: PPO, episodes: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """
     :param model: a trained agent
     :param episodes: test layouts
     :return: what it does, and what its models do in its place, by name
     """
-    bundle = model.persist.bundle()  # type: ignore[attr-defined]
+    venv = GridLifeVecEnv(1, flat=True, scent=True)
+    bundle = models_of(model, StateSpec(venv.observation_space, venv.action_space, venv.viability))
     alone = {name: bundle[name] for name in ("internal_model", "world_model")}
 
     def worlds() -> VecInternalState:
@@ -141,11 +145,11 @@ def learned(model: PPO, episodes: int) -> dict[str, dict[str, Any]]:
         return play(model, venv, episodes)
 
     return {
-        "PPO": play(model, worlds(), episodes),
-        "PPO, shield": shield(),
-        "PPO, shield, planner where none passes": shield(infeasible="planner", rollouts=2, horizon=6),
-        "planner, learned models and critic": planner(dict(bundle), threshold=0.05),
-        "planner, learned models": planner(alone),
+        "PPO": lambda: play(model, worlds(), episodes),
+        "PPO, shield": shield,
+        "PPO, shield, planner where none passes": lambda: shield(infeasible="planner", rollouts=2, horizon=6),
+        "planner, learned models and critic": lambda: planner(dict(bundle), threshold=0.05),
+        "planner, learned models": lambda: planner(alone),
     }
 
 
@@ -153,21 +157,24 @@ def main() -> None:
     """Train, play, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="agents")
-    parser.add_argument("--timesteps", type=int, default=40_000, help="environment steps an agent")
-    parser.add_argument("--episodes", type=int, default=24, help="test layouts")
+    parser.add_argument("--timesteps", type=int, default=60_000, help="environment steps an agent")
+    parser.add_argument("--episodes", type=int, default=20, help="test layouts")
+    parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/planning"), help="where all is kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     own = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=150)
 
     rows: dict[str, list[dict[str, Any]]] = {}
-    for name, make in informed(own.episodes).items():
-        rows[name] = [make()]
+    for name, measure in informed(own.episodes).items():
+        rows[name] = [kept(own.folder / f"{own.episodes}-{name}.json", measure)]
         console.print(name, rows[name][0])
     for seed in range(own.seeds):
-        for name, row in learned(train(seed, own.timesteps), own.episodes).items():
-            rows.setdefault(name, []).append(row)
-            console.print(seed, name, row)
+        folder = own.folder / f"{own.timesteps}-{seed}"
+        model = kept_agent(folder / "agent.zip", lambda seed=seed: train(seed, own.timesteps))
+        for name, measure in learned(model, own.episodes).items():
+            rows.setdefault(name, []).append(kept(folder / f"{own.episodes}-{name}.json", measure))
+            console.print(seed, name, rows[name][-1])
 
     title = f"GridLife with scent, {own.timesteps:,} steps, {own.seeds} seeds, {own.episodes} test layouts"
     table = Table("", "survive", "mean length", "items", "CPU ms a step", title=title)

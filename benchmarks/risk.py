@@ -30,6 +30,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.agents import intervals
+from benchmarks.kept import kept
 from persist_sb3.evaluation import evaluate
 from persist_sb3.risk import RiskQRDQNPolicy, cvar_of_quantiles
 from persist_sb3.wrappers import VecInternalState
@@ -38,6 +39,7 @@ ROWS, COLUMNS = 4, 8
 GUST = 0.03
 STEP_COST, FALL = 0.4, 3.0
 ALPHAS = (1.0, 0.5, 0.25, 0.1)
+FIGURES = ("falls", "return", "worst quarter of returns", "length")
 
 
 class WindyCliff(gym.Env[NDArray[np.float32], np.int64]):
@@ -110,33 +112,47 @@ def agent(alpha: float, seed: int, timesteps: int) -> QRDQN:
     return model.learn(timesteps)
 
 
+def measure(model: QRDQN, episodes: int) -> list[float]:
+    """
+    :param model: a trained agent
+    :param episodes: how many it plays
+    :return: the :data:`FIGURES`
+    """
+    records = [episode.record for episode in evaluate(model, make(20, 10_000), episodes, seed=10_000)]
+    returns = torch.tensor([record.task_return for record in records])
+    return [
+        float(np.mean([record.violations > 0 for record in records])),
+        float(returns.mean()),
+        float(cvar_of_quantiles(returns, 0.25)),
+        float(np.mean([record.length for record in records])),
+    ]
+
+
 def main() -> None:
     """Train, evaluate, and write the table and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="agents an alpha")
     parser.add_argument("--timesteps", type=int, default=15_000, help="environment steps an agent")
     parser.add_argument("--episodes", type=int, default=400, help="test episodes an agent")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("logs/benchmarks/risk"), help="where agents' scores are kept"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     own = parser.parse_args()
     torch.set_num_threads(1)
 
-    figures = ("falls", "return", "worst quarter of returns", "length")
-    scores: dict[str, dict[str, list[float]]] = {figure: {} for figure in figures}
+    scores: dict[str, dict[str, list[float]]] = {figure: {} for figure in FIGURES}
+    folder = own.folder / f"{own.timesteps}-{own.episodes}"
     with Progress() as progress:
         task = progress.add_task("training", total=own.seeds * len(ALPHAS))
         for alpha in ALPHAS:
             name = f"alpha = {alpha:g}"
             for seed in range(own.seeds):
-                model = agent(alpha, seed, own.timesteps)
-                records = [episode.record for episode in evaluate(model, make(20, 10_000), own.episodes, seed=10_000)]
-                returns = torch.tensor([record.task_return for record in records])
-                values = (
-                    float(np.mean([record.violations > 0 for record in records])),
-                    float(returns.mean()),
-                    float(cvar_of_quantiles(returns, 0.25)),
-                    float(np.mean([record.length for record in records])),
+                values = kept(
+                    folder / f"{alpha:g}-{seed}.json",
+                    lambda alpha=alpha, seed=seed: measure(agent(alpha, seed, own.timesteps), own.episodes),
                 )
-                for figure, value in zip(figures, values, strict=True):
+                for figure, value in zip(FIGURES, values, strict=True):
                     scores[figure].setdefault(name, []).append(value)
                 progress.advance(task)
 

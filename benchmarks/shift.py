@@ -2,11 +2,11 @@
 When the world is not as it was: agents trained on plain GridLife, evaluated on its shifted forms, with the shield off,
 on, and cautious where the models disagree.
 
-PPO is trained with the shipped reward and the scent of food, while callbacks train the viability critic and the
-internal model on its transitions; no shield acts in training, so all conditions share one policy. Then everything
+The agents are those of :mod:`benchmarks.planning`: PPO with the shipped reward and the scent of food, while callbacks
+train the models on its transitions; no shield acts in training, so all conditions share one policy. Then everything
 stands still, and the policy plays the same test layouts in each world under each shield. ``excess`` is by how many
 times the disagreement exceeds what is typical, averaged over the steps of the unshielded policy: whether the shift is
-noticed at all::
+noticed at all. What was trained or played already is kept::
 
     python -m benchmarks.shift                                               # 2 seeds, 60k steps, 40 episodes each
     python -m benchmarks.shift --seeds 5 --timesteps 300000 --episodes 200   # what a claim needs
@@ -14,6 +14,7 @@ noticed at all::
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.agents import intervals
-from persist_sb3.callbacks import InternalModelCallback, ViabilityCallback
+from benchmarks.kept import kept, kept_agent, models_of
+from benchmarks.planning import train
 from persist_sb3.envs import ENV_IDS
 from persist_sb3.envs.vector import GridLifeVecEnv
-from persist_sb3.evaluation import evaluate
+from persist_sb3.evaluation import declared_viability, evaluate
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.recording import play
-from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInternalState, VecPartialObservation
+from persist_sb3.wrappers import VecActionShield, VecInternalState, VecPartialObservation
 
 RESULTS = Path(__file__).parent / "results" / "shift.json"
 WORLDS = ("GridLife-v0", "GridLifeDropout-v0", "GridLifeDrift-v0", "GridLifeRare-v0", "GridLifeScarce-v0")
@@ -55,44 +57,41 @@ def make(env_id: str, n: int, split: Any = "test") -> VecEnv:
     return venv if dropout is None else VecPartialObservation(venv, dropout=dropout)
 
 
-def train(seed: int, timesteps: int) -> PPO:
-    """
-    :param seed: of the run
-    :param timesteps: of the run
-    :return: an agent, the models trained beside it in ``model.persist``
-    """
-    layers = VecHomeostatReward(make("GridLife-v0", 8, "train"), weight=0.5, alive_bonus="auto", death_penalty=20.0)
-    model = PPO(
-        "MlpPolicy",
-        VecMonitor(layers),
-        learning_rate=7e-4,
-        n_steps=256,
-        batch_size=256,
-        gamma=0.98,
-        gae_lambda=0.9,
-        policy_kwargs={"net_arch": [256, 256], "activation_fn": torch.nn.ReLU},
-        seed=seed,
-        device="cpu",
-    )
-    return model.learn(timesteps, callback=[ViabilityCallback(train_freq=2), InternalModelCallback()])
-
-
-def excess(model: PPO, env_id: str, steps: int = 200) -> float:
+def excess(model: PPO, models: dict[str, Any], env_id: str, steps: int = 200) -> float:
     """
     :param model: a trained agent
+    :param models: that were trained beside it, by name
     :param env_id: the world
     :param steps: of 20 environments
     :return: by how many times the internal model's disagreement exceeds what is typical, on average
     """
     venv = make(env_id, 20)
-    parts: Any = model.persist.parts  # type: ignore[attr-defined]
-    spec: StateSpec = parts["internal_model"].spec
+    ensemble, familiarity = models["internal_model"], models["familiarity"]
+    spec = ensemble.spec
     total = []
     for _, step in zip(range(steps), play(model, venv, deterministic=False, seed=1_000_000), strict=False):
         state = spec.encode(step.observation, step.internal)
-        disagreement = parts["internal_model"].disagreement(state, spec.encode_action(step.executed_action))
-        total.append(float(parts["familiarity"].excess(disagreement).mean()))
+        disagreement = ensemble.disagreement(state, spec.encode_action(step.executed_action))
+        total.append(float(familiarity.excess(disagreement).mean()))
     return float(np.mean(total))
+
+
+def play_under(model: PPO, models: dict[str, Any], env_id: str, name: str, episodes: int) -> tuple[float, float]:
+    """
+    :param model: a trained agent
+    :param models: that were trained beside it, by name
+    :param env_id: the world
+    :param name: of the shield
+    :param episodes: how many
+    :return: share of them that survive, and mean length
+    """
+    venv = make(env_id, min(episodes, 20))
+    shield = SHIELDS[name]
+    if shield is not None:
+        venv = VecActionShield(venv, **shield)
+        venv.bind(models, training=False)
+    records = [e.record for e in evaluate(model, venv, episodes, deterministic=False, seed=1_000_000)]
+    return float(np.mean([record.survived for record in records])), float(np.mean([r.length for r in records]))
 
 
 def main() -> None:
@@ -101,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="agents")
     parser.add_argument("--timesteps", type=int, default=60_000, help="environment steps an agent")
     parser.add_argument("--episodes", type=int, default=40, help="test layouts")
+    parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/planning"), help="where all is kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     own = parser.parse_args()
     torch.set_num_threads(1)
@@ -110,19 +110,20 @@ def main() -> None:
     length: dict[str, list[float]] = {}
     noticed: dict[str, list[float]] = {}
     for seed in range(own.seeds):
-        model = train(seed, own.timesteps)
-        bundle = model.persist.bundle()  # type: ignore[attr-defined]
+        folder = own.folder / f"{own.timesteps}-{seed}"
+        model = kept_agent(folder / "agent.zip", lambda seed=seed: train(seed, own.timesteps))
+        venv = make("GridLife-v0", 1)
+        models = models_of(model, StateSpec(venv.observation_space, venv.action_space, declared_viability(venv)))
         for env_id in WORLDS:
-            noticed.setdefault(env_id, []).append(excess(model, env_id))
-            for name, shield in SHIELDS.items():
-                venv = make(env_id, min(own.episodes, 20))
-                if shield is not None:
-                    venv = VecActionShield(venv, **shield)
-                    venv.bind(bundle, training=False)
-                episodes = evaluate(model, venv, own.episodes, deterministic=False, seed=1_000_000)
+            noticed.setdefault(env_id, []).append(
+                kept(folder / f"{env_id}-excess.json", partial(excess, model, models, env_id))
+            )
+            for name in SHIELDS:
                 key = f"{env_id}, {name}"
-                survival.setdefault(key, []).append(float(np.mean([e.record.survived for e in episodes])))
-                length.setdefault(key, []).append(float(np.mean([e.record.length for e in episodes])))
+                measure = partial(play_under, model, models, env_id, name, own.episodes)
+                share, mean = kept(folder / f"{own.episodes}-{key}.json", measure)
+                survival.setdefault(key, []).append(share)
+                length.setdefault(key, []).append(mean)
                 console.print(seed, key, f"{survival[key][-1]:.3f} {length[key][-1]:.0f}")
 
     title = f"PPO trained on GridLife-v0 with scent, {own.timesteps:,} steps, {own.seeds} seeds: survival, mean length"
