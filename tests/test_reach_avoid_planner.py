@@ -200,6 +200,7 @@ def test_it_plans_with_models_that_are_trained_meanwhile(tmp_path: Path) -> None
     np.testing.assert_array_equal(fresh.layer.plan.course, expected.course)
 
 
+@pytest.mark.slow
 def test_in_worker_processes_it_is_the_same() -> None:
     def factory() -> gym.Env[Any, Any]:
         return ReachAvoidPlanner(InternalState(Tank(), **LIMITS), horizon=2, rollouts=2, width=2, min_updates=5)

@@ -167,15 +167,16 @@ DIMS: dict[str, Any] = {"dims": ["battery", "heat"], "constraints": ["battery >=
 SMALL: dict[str, Any] = {"net_arch": [16], "learning_starts": 32, "train_freq": 1}
 
 
-def trained(**kwargs: Any) -> tuple[PPO, VecActionShield]:
-    env = VecActionShield(VecInternalState(DummyVecEnv([Walker] * 4), **DIMS), min_updates=50, **kwargs)
+@pytest.fixture(scope="module")
+def trained() -> tuple[PPO, VecActionShield]:
+    env = VecActionShield(VecInternalState(DummyVecEnv([Walker] * 4), **DIMS), min_updates=50, caution=0.5)
     model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
     callbacks: list[BaseCallback] = [ViabilityCallback(**SMALL), InternalModelCallback(members=3, **SMALL)]
     return model.learn(1024, callback=callbacks), env
 
 
-def test_an_ensemble_disagrees_about_what_it_has_not_seen() -> None:
-    model, env = trained(caution=0.5)
+def test_an_ensemble_disagrees_about_what_it_has_not_seen(trained: tuple[PPO, VecActionShield]) -> None:
+    model, env = trained
     parts = model.persist.parts  # type: ignore[attr-defined]
     ensemble, familiarity = parts["internal_model"], parts["familiarity"]
     assert isinstance(ensemble, InternalModel) and isinstance(familiarity, Familiarity)
@@ -193,8 +194,8 @@ def test_an_ensemble_disagrees_about_what_it_has_not_seen() -> None:
     assert float(familiarity.typical) == before > 0.0
 
 
-def test_caution_refuses_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = trained(caution=0.0)
+def test_caution_refuses_more(trained: tuple[PPO, VecActionShield]) -> None:
+    model, _ = trained
     bundle = model.persist.bundle()  # type: ignore[attr-defined]
     critic = bundle["viability"]
     refused = {}
