@@ -42,6 +42,7 @@ def worlds(draw: st.DrawFn) -> dict[str, Any]:
         "item_regrowth": draw(share),
         "food_energy": draw(share),
         "energy_decay": draw(st.floats(0.0, 0.05)),
+        "energy_drift": draw(st.floats(0.0, 0.002)),
         "temp_rate": draw(share),
         "comfort": draw(st.floats(0.0, 0.5)),
         "harsh": draw(st.floats(0.0, 0.5)),

@@ -100,10 +100,10 @@ def test_what_is_tested_was_not_trained_on() -> None:
             super()._on_training_start()
             add = self._tests.add
 
-            def note(state: Any, *more: Any) -> None:
+            def note(state: Any, *more: Any) -> Any:
                 assert not {row.tobytes() for row in state} & {row.tobytes() for rows in trained for row in rows}
                 tested.append(state)
-                add(state, *more)
+                return add(state, *more)
 
             self._tests.add = note  # type: ignore[assignment, method-assign]
 

@@ -117,7 +117,9 @@ class DynamicsCallback(LearningCallback):
             state, action, successor = *self._inputs(new), self._successor(new)
             beliefs = self._beliefs()
             if self.updates:
-                self._tests.add(state, action, successor, *beliefs)
+                disagreement = self._tests.add(state, action, successor, *beliefs)
+                if disagreement is not None:
+                    self._tested(disagreement)
             self.learner.measure(*map(self.tensor, (state, action, successor)))
         return super()._on_step()
 
@@ -126,6 +128,11 @@ class DynamicsCallback(LearningCallback):
         :return: what the model takes besides state and action, for the transitions since it was last asked
         """
         return ()
+
+    def _tested(self, disagreement: NDArray[np.float32]) -> None:
+        """
+        :param disagreement: of the members, on transitions that the model has not been trained on, ``(n,)``
+        """
 
     def _inputs(self, transitions: Transitions) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         state = self.spec.encode(transitions.observation, transitions.internal)
@@ -175,12 +182,13 @@ class _Tests:
         action: NDArray[np.float32],
         successor: NDArray[np.float32],
         *belief: Any,
-    ) -> None:
+    ) -> NDArray[np.float32] | None:
         """
         :param state: ``(n, D)``
         :param action: encoded, ``(n, A)``
         :param successor: ``(n, m)``
         :param belief: what the model takes besides
+        :return: how much the members disagree, ``(n,)``; None if the model is one of a kind
         """
         mean, var = self._model.moments(state, action, *belief)
         centre = mean.mean(axis=0)
@@ -190,9 +198,12 @@ class _Tests:
         still = np.square(successor - state[:, self._model.part])
         self._squares += np.stack([error, still, covered]).sum(axis=1, dtype=np.float64)
         self._nll += float(self._model.nll(state, action, successor, *belief).sum())
+        disagreement = None
         if isinstance(self._model, DynamicsModel):
-            self._disagreement += float(self._model.disagreement(state, action).sum())
+            disagreement = self._model.disagreement(state, action)
+            self._disagreement += float(disagreement.sum())
         self.rows += len(state)
+        return disagreement
 
     def overall(self) -> dict[str, float]:
         """

@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persist_sb3.buffers import Transitions
+from persist_sb3.callbacks.base import bind_all
 from persist_sb3.callbacks.dynamics import DynamicsCallback
+from persist_sb3.models.familiarity import Familiarity
 from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.spec import StateSpec
 
@@ -16,7 +18,8 @@ class InternalModelCallback(DynamicsCallback):
     Trains an :class:`~persist_sb3.models.internal.InternalModel`. Logs under ``persist/internal_model/``: ``loss``; and
     of transitions before the model is trained on them ``nll``, ``disagreement``, and for each variable
     ``error_ratio/<name>`` (its root mean squared error over that of predicting no change: below 1 something was
-    learned) and ``coverage/<name>`` (how often the 90 % interval holds the truth).
+    learned) and ``coverage/<name>`` (how often the 90 % interval holds the truth). Of their disagreement it keeps what
+    is typical, for an :class:`~persist_sb3.wrappers.ActionShield` with ``caution``.
 
     :param net_arch: sizes of the hidden layers
     :param members: networks in the ensemble
@@ -39,6 +42,15 @@ class InternalModelCallback(DynamicsCallback):
 
     def _make(self, spec: StateSpec) -> InternalModel:
         return InternalModel(spec, self.net_arch, self.members)
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._familiarity = Familiarity(self.spec)
+        self.state.register("familiarity", self._familiarity, shared=True)
+        bind_all(self.training_env, self.state, training=True)
+
+    def _tested(self, disagreement: NDArray[np.float32]) -> None:
+        self._familiarity.measure(disagreement)
 
     def _successor(self, transitions: Transitions) -> NDArray[np.float32]:
         return transitions.next_internal.astype(np.float32)

@@ -15,20 +15,31 @@ ENV_IDS: dict[str, dict[str, object]] = {
     "GridLifeContinuousScent-v0": {"scent": True, "continuous": True},
     "GridLifeHidden-v0": {"hidden": ["energy"]},
     "GridLifeExplore-v0": {"task": "explore", "items": 0},
+    # For agents that were trained on GridLife-v0: the world is not as it was.
+    "GridLifeScarce-v0": {"food": 4, "food_regrowth": 0.015},
+    "GridLifeDrift-v0": {"energy_drift": 2e-5},
+    "GridLifeRare-v0": {"hazards": 6, "ring_hazards": 2, "hazard_damage": 0.35},
+    "GridLifeDropout-v0": {"dropout": 0.3},
 }
 
 #: Registered ids of :class:`~persist_sb3.envs.navigation.NavigationEnv`, and the keywords that make each.
 NAVIGATION_IDS: dict[str, dict[str, object]] = {"Navigation1-v0": {"layout": 1}, "Navigation2-v0": {"layout": 2}}
+#: Where the environments of an id come from that is more than GridLife's own keywords: one of them, and many.
+ENTRY_POINTS: dict[str, tuple[str, str]] = {
+    "GridLifeDropout-v0": ("persist_sb3.dropout:make", "persist_sb3.dropout:make_vector"),
+}
+GRIDLIFE = "persist_sb3.envs.gridlife:GridLifeEnv", "persist_sb3.envs.vector:GridLifeVectorEnv"
 
 
 def register_envs() -> None:
     """Make the ids known to ``gymnasium.make`` and ``gymnasium.make_vec``; doing it again changes nothing."""
     for env_id, kwargs in ENV_IDS.items():
         if env_id not in gym.registry:
+            one, many = ENTRY_POINTS.get(env_id, GRIDLIFE)
             gym.register(
                 env_id,
-                entry_point="persist_sb3.envs.gridlife:GridLifeEnv",
-                vector_entry_point="persist_sb3.envs.vector:GridLifeVectorEnv",
+                entry_point=one,
+                vector_entry_point=many,
                 kwargs=kwargs,
                 # The environment checks by itself that it was reset, and the tests check the rest: two wrappers less.
                 order_enforce=False,

@@ -72,7 +72,8 @@ HAZARD_DAMAGE: Final = 4
 REPAIR: Final = 5
 COMFORT: Final = 6
 HARSH: Final = 7
-FLOAT_TABLES: Final = 8
+ENERGY_DRIFT: Final = 8
+FLOAT_TABLES: Final = 9
 
 # What a tile is good for while a layout is made.
 NOTHING, FREE, COMFORTABLE, HARSH_TILE, REWARDING, TILE = (np.uint8(flag) for flag in (0, 1, 2, 4, 8, 16))
@@ -136,6 +137,7 @@ class NumbaEngine:
             params.repair,
             params.comfort,
             params.harsh,
+            params.energy_drift,
         ]
         int_tables = [table.targets, table.around, table.seen, table.far, table.window[0]]
         float_tables = [table.food_wait, table.item_wait, table.slip_wait, table.spot, table.scent]
@@ -432,7 +434,7 @@ def _step_all(ints: Ints, floats: Reals, maps: Floats, observations: Floats, act
         at = ci[seen_at + cell]
         ints[i, CELL] = cell
         energy, temp, integrity = floats[i, INTERNAL], floats[i, INTERNAL + 1], floats[i, INTERNAL + 2]
-        energy -= cf[ENERGY_DECAY]
+        energy -= cf[ENERGY_DECAY] + cf[ENERGY_DRIFT] * step
         if cell != here:
             energy -= cf[MOVE_COST]
         # What is seen tells what is there, and is needed for the observation anyway.

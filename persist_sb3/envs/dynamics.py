@@ -32,6 +32,7 @@ class GridLifeParams:
     :param radius: how far the agent sees in each direction, in tiles; the window's side is ``2 * radius + 1``
     :param horizon: steps after which an episode is truncated
     :param energy_decay: energy lost a step
+    :param energy_drift: by how much ``energy_decay`` grows with each step of an episode
     :param move_cost: energy lost on a step that changes the agent's tile, on top of ``energy_decay``
     :param food_energy: energy gained from one food
     :param temp_rate: share of the gap to the tile's heat that the temperature closes a step
@@ -64,6 +65,7 @@ class GridLifeParams:
     radius: int = 2
     horizon: int = 512
     energy_decay: float = 0.01
+    energy_drift: float = 0.0
     move_cost: float = 0.002
     food_energy: float = 0.3
     temp_rate: float = 0.07
@@ -96,6 +98,7 @@ class GridLifeParams:
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in (
             "energy_decay",
+            "energy_drift",
             "move_cost",
             "food_energy",
             "temp_rate",

@@ -90,6 +90,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._explores = params.task == "explore"
         self._rates = (
             params.energy_decay,
+            params.energy_drift,
             params.move_cost,
             params.food_energy,
             params.temp_rate,
@@ -248,9 +249,9 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         if step >= self._next_event:
             targets = self._happen(step, targets)
         self._steps = step
-        energy_decay, move_cost, food_energy, temp_rate, hazard_damage, repair, horizon = self._rates
+        decay, drift, move_cost, food_energy, temp_rate, hazard_damage, repair, horizon = self._rates
         cell = targets[self._cell]
-        energy = self._energy - energy_decay
+        energy = self._energy - (decay + drift * step)
         if cell != self._cell:
             energy -= move_cost
             self._cell = cell

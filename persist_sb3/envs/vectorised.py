@@ -78,7 +78,8 @@ class NumpyEngine:
         cell = table.targets[moves, here]
         worlds.cell[rows] = cell
         energy, temp, integrity = worlds.internal[rows].T
-        energy = energy - params.energy_decay - params.move_cost * (cell != here)
+        decay = params.energy_decay + params.energy_drift * step
+        energy = energy - decay - params.move_cost * (cell != here)
         tile = worlds.tiles[rows, cell]
         integrity = np.where(tile == HAZARD, integrity - params.hazard_damage, integrity + params.repair)
         heat = worlds.seen[rows, table.seen[cell] + SEES_HEAT].astype(np.float64)

@@ -13,8 +13,8 @@ from torch.nn import functional
 from persist_sb3.batch import Batch, flatten
 from persist_sb3.draws import Noise
 from persist_sb3.models.base import Model
-from persist_sb3.models.dynamics import FLOOR, LOG_VAR_HIGH, LOG_VAR_LOW, beta_nll
 from persist_sb3.models.networks import Standardizer
+from persist_sb3.models.prediction import FLOOR, LOG_VAR_HIGH, LOG_VAR_LOW, beta_nll
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.paths import locate, parse_path
 from persist_sb3.viability import ViabilitySet, unknown_name

@@ -21,6 +21,7 @@ CALLBACKS = {
     "viability": "ViabilityCallback",
     "internal_model": "InternalModelCallback",
     "world_model": "WorldModelCallback",
+    "familiarity": "InternalModelCallback",
     "safety": "SafetyNetworkCallback",
     "calibration": "CalibrationCallback",
 }
@@ -71,18 +72,24 @@ class LookAhead:
         :param models: by name; those in :attr:`models` are there
         :return: what judges actions
         """
-        dynamics: Dynamics
-        if self.dynamics is None:
-            dynamics = learned(models["world_model"], models["internal_model"])
-        elif callable(self.dynamics):
-            dynamics = KnownDynamics(spec, self.dynamics)
-        else:
-            dynamics = self.dynamics
+        dynamics = find_dynamics(spec, self.dynamics, models)
         backup = CriticBackup(models["viability"]) if self.backup is None else PolicyBackup(spec, self.backup)
         belief = BeliefColumns.find(spec, self.belief) if self.belief else None
         return RolloutVerifier(
             spec, dynamics, backup, self.conf, self.horizon, self.rollouts, self.criterion, self.threshold, belief
         )
+
+
+def find_dynamics(spec: StateSpec, known: Function | Dynamics | None, models: Mapping[str, Any]) -> Dynamics:
+    """
+    :param spec: the environment's state and actions
+    :param known: known dynamics, see :class:`LookAhead`; None for the learned ones
+    :param models: by name; where nothing is known, ``world_model`` and ``internal_model`` are there
+    :return: how the state goes on
+    """
+    if known is None:
+        return learned(models["world_model"], models["internal_model"])
+    return KnownDynamics(spec, known) if callable(known) else known
 
 
 def trained(models: Iterable[Any], min_updates: int) -> bool:

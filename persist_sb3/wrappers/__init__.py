@@ -49,6 +49,13 @@ from persist_sb3.wrappers.partial_observation import (
     VecPartialObservation,
     VectorPartialObservation,
 )
+from persist_sb3.wrappers.reach_avoid_planner import (
+    PlannerError,
+    PlannerPolicy,
+    ReachAvoidPlanner,
+    VecReachAvoidPlanner,
+    VectorReachAvoidPlanner,
+)
 from persist_sb3.wrappers.rnd_bonus import RNDBonus, VecRNDBonus, VectorRNDBonus
 from persist_sb3.wrappers.smirl_bonus import SMiRLBonus, VecSMiRLBonus, VectorSMiRLBonus
 from persist_sb3.wrappers.terminate import TerminateOnViolation
@@ -61,7 +68,10 @@ __all__ = [
     "InternalState",
     "NonFiniteError",
     "PartialObservation",
+    "PlannerError",
+    "PlannerPolicy",
     "RNDBonus",
+    "ReachAvoidPlanner",
     "SMiRLBonus",
     "ShieldError",
     "TerminateOnViolation",
@@ -71,6 +81,7 @@ __all__ = [
     "VecInternalState",
     "VecPartialObservation",
     "VecRNDBonus",
+    "VecReachAvoidPlanner",
     "VecSMiRLBonus",
     "VectorActionShield",
     "VectorBeliefState",
@@ -78,6 +89,7 @@ __all__ = [
     "VectorInternalState",
     "VectorPartialObservation",
     "VectorRNDBonus",
+    "VectorReachAvoidPlanner",
     "VectorSMiRLBonus",
 ]
 

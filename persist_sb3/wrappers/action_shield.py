@@ -15,15 +15,18 @@ from persist_sb3.batch import Batch, take, with_rows
 from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.belief import BeliefColumns
+from persist_sb3.models.familiarity import Familiarity
 from persist_sb3.models.imagination import Dynamics
 from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.observation import ObservationModel
 from persist_sb3.models.safety import SafetyNetwork
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
+from persist_sb3.planning import Planning
 from persist_sb3.shield import BoxShield, Correction, Decision, EnumeratedShield, Projection
 from persist_sb3.shield.amortised import AmortisedVerifier
 from persist_sb3.shield.calibration import Calibration
+from persist_sb3.shield.caution import CautiousCritic
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.enumerated import Verifier
 from persist_sb3.shield.lookahead import CALLBACKS, MODES, Function, LookAhead, Mode, trained
@@ -40,6 +43,7 @@ KINDS: dict[str, type[Model]] = {
     "viability": ViabilityCritic,
     "internal_model": InternalModel,
     "world_model": ObservationModel,
+    "familiarity": Familiarity,
     "safety": SafetyNetwork,
 }
 CALIBRATED: Literal["calibrated"] = "calibrated"
@@ -109,6 +113,12 @@ class ActionShieldLayer(Layer):
     :param backup: a policy known to be safe, which goes on after the action in imagination: a function of observations
         and internal variables, in batches, that returns actions. Default: the critic's best action
     :param min_agreement: share of verdicts in which the safety network must agree with the search
+    :param infeasible: what is executed where no action passes: ``"safest"``, or ``"planner"``: the first step of a
+        course of ``horizon`` actions that stays inside and ends where the critic values the state at ``threshold`` or
+        more (see :class:`~persist_sb3.planning.Planning`), and the safest where there is no such course. It takes the
+        models of ``"search"``, in any mode
+    :param caution: how far the threshold rises, in scaled margins, where the internal model's ensemble disagrees twice
+        as much as is typical (:class:`~persist_sb3.shield.caution.CautiousCritic`). 0 asks for no such model
     :raises ValueError: if a parameter is out of its range
     """
 
@@ -129,6 +139,8 @@ class ActionShieldLayer(Layer):
         dynamics: Function | Dynamics | None = None,
         backup: Policy | None = None,
         min_agreement: float = 0.9,
+        infeasible: Literal["safest", "planner"] = "safest",
+        caution: float = 0.0,
     ) -> None:
         self.calibrated = threshold == CALIBRATED
         if isinstance(threshold, str) and not self.calibrated:
@@ -152,6 +164,12 @@ class ActionShieldLayer(Layer):
             raise ValueError(f"band={band} must be at least 0")
         if not 0.0 <= min_agreement <= 1.0:
             raise ValueError(f"min_agreement={min_agreement} must be in [0, 1]")
+        if infeasible not in ("safest", "planner"):
+            raise ValueError(f"infeasible={infeasible!r} must be 'safest' or 'planner'")
+        if not (np.isfinite(caution) and caution >= 0.0):
+            raise ValueError(f"caution={caution} must be a finite number, at least 0")
+        self.infeasible = infeasible
+        self.caution = caution
         self.mode = mode
         self.band = band
         self.min_agreement = min_agreement
@@ -205,8 +223,13 @@ class ActionShieldLayer(Layer):
 
     def _names(self) -> tuple[str, ...]:
         """
-        :return: names of the models that the mode takes
+        :return: names of the models that the mode and the planner take
         """
+        planner = self.lookahead.models if self.infeasible == "planner" else ()
+        caution = ("viability", "internal_model", "familiarity") if self.caution else ()
+        return tuple(dict.fromkeys((*self._names_of_mode(), *planner, *caution)))
+
+    def _names_of_mode(self) -> tuple[str, ...]:
         if self.mode == "critic":
             return ("viability",)
         if self.mode == "amortised":
@@ -228,21 +251,27 @@ class ActionShieldLayer(Layer):
             return
         self._models, self._shield, self._critic_alone = models, None, None
         if "viability" in models:
-            self._critic_alone = self._make(None, self.band)
+            self._critic_alone = self._make(None, self.band, models["viability"])
 
     def _complete(self) -> Shield | None:
         """
         :return: the shield of the mode, whose models are all there
         """
         models, search = self._models, self.lookahead
+        if self.caution:
+            cautious = CautiousCritic(
+                models["viability"], models["internal_model"], models["familiarity"], self.caution
+            )
+            models = {**models, "viability": cautious}
+        critic: Any = models.get("viability")
         if self.mode == "critic":
-            return self._critic_alone
+            return self._make(None, self.band, critic)
         if self.mode == "amortised":
-            return self._make(AmortisedVerifier(models["safety"], models["viability"], search.conf), np.inf)
-        return self._make(search.verifier(self.spec, models), self.band if self.mode == "verify" else np.inf)
+            return self._make(AmortisedVerifier(models["safety"], critic, search.conf), np.inf, critic)
+        band = self.band if self.mode == "verify" else np.inf
+        return self._make(search.verifier(self.spec, models), band, critic)
 
-    def _make(self, verifier: Verifier | None, band: float) -> Shield:
-        critic = self._models.get("viability")
+    def _make(self, verifier: Verifier | None, band: float, critic: Any) -> Shield:
         if not self.spec.continuous:
             return EnumeratedShield(self.spec, critic, self.threshold, self.correction, verifier, band)
         assert critic is not None
@@ -368,6 +397,8 @@ class ActionShieldLayer(Layer):
             self._decision = shield.decide(self._encoded(), action)
             executed, self._intervened = self._decision.action, self._decision.intervened
             self._failed = ~np.isfinite(self._decision.executed.score)
+            if self.infeasible == "planner" and shield is self._shield:
+                executed = self._plan(shield.threshold, self._decision)
             if not self._failed.any():
                 return executed
             executed = with_rows(executed, np.flatnonzero(self._failed), self._fall_back(self._failed))
@@ -376,6 +407,26 @@ class ActionShieldLayer(Layer):
         if executed is not action:
             self._intervened = (executed != action).reshape(self.num_envs, -1).any(axis=1)
         return executed
+
+    def _plan(self, threshold: float, decision: Decision) -> NDArray[Any]:
+        """
+        :param threshold: least value at the end of a course
+        :param decision: gets to know what the planner found, where no action passes
+        :return: what is to be executed, ``(n, ...)``
+        """
+        lost = np.flatnonzero(decision.infeasible & ~self._failed)
+        if not len(lost):
+            return decision.action
+        search = self.lookahead
+        planning = Planning(horizon=search.horizon, conf=search.conf, threshold=threshold, rollouts=search.rollouts)
+        planner = planning.planner(self.spec, self._models, self._streams, search.dynamics)
+        plan = planner.plan(self._encoded()[lost], lost)
+        found = lost[plan.feasible]
+        action = with_rows(decision.action, found, plan.action[plan.feasible].astype(decision.action.dtype))
+        decision.executed.score[found] = plan.margin[plan.feasible]
+        decision.executed.p_safe[found] = np.nan
+        self._intervened = (action != decision.proposed_action).reshape(self.num_envs, -1).any(axis=1)
+        return action
 
     def after(self, step: Step) -> NDArray[np.float64]:
         infos = step.infos

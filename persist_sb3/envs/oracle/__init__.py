@@ -8,11 +8,13 @@ from persist_sb3.envs.oracle.empowerment import (
 )
 from persist_sb3.envs.oracle.kernel import Bounds, ExactViability
 from persist_sb3.envs.oracle.planner import BeamPlanner, OraclePolicy
+from persist_sb3.envs.oracle.view import FullView
 
 __all__ = [
     "BeamPlanner",
     "Bounds",
     "ExactViability",
+    "FullView",
     "OraclePolicy",
     "blahut_arimoto",
     "empowerment",

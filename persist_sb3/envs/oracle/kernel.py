@@ -88,6 +88,8 @@ class ExactViability:
         horizon: int | None = None,
         viability: ViabilitySet | None = None,
     ) -> None:
+        if params.energy_drift:
+            raise ValueError(f"energy_drift={params.energy_drift}: the kernel is of worlds that stay as they are")
         if horizon is not None and horizon < 1:
             raise ValueError(f"horizon={horizon} must be at least 1, or None for ever")
         self.params = params

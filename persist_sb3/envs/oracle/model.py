@@ -16,15 +16,17 @@ Bools = NDArray[np.bool_]
 MOST_SLOTS = 63
 
 
-def energy_after(params: GridLifeParams, energy: Any, moved: Any, fed: Any) -> Floats:
+def energy_after(params: GridLifeParams, energy: Any, moved: Any, fed: Any, step: Any = 0) -> Floats:
     """
     :param params: the world's parameters
     :param energy: before the step, any shape
     :param moved: whether the step changes the agent's tile
     :param fed: whether it ends on food
+    :param step: the number of the step in its episode, which matters where the decay drifts
     :return: energy after the step
     """
-    left = energy - params.energy_decay - params.move_cost * moved
+    decay = params.energy_decay + params.energy_drift * step
+    left = energy - decay - params.move_cost * moved
     return np.clip(left + params.food_energy * fed, 0.0, 1.0)
 
 
@@ -80,13 +82,14 @@ class Foresight:
         self._tiles = tiles.ravel()
         self._heat = heat.astype(np.float64).ravel()
 
-    def step(self, cell: Ints, internal: Floats, gone: Ints) -> Futures:
+    def step(self, cell: Ints, internal: Floats, gone: Ints, number: Any = 0) -> Futures:
         """
         Take every action in every state.
 
         :param cell: the agent's tile, ``(n, k)``
         :param internal: internal variables, ``(3, n, k)``
         :param gone: slots whose food or item is not there, as bits, ``(n, k)``
+        :param number: of the step in its episode, ``(n, 1)``, which matters where the decay drifts
         :return: the states after the step
         """
         params, n = self._params, len(cell)
@@ -99,7 +102,7 @@ class Foresight:
         fed = taken & (slot < params.food)
         energy, temp, integrity = internal.repeat(len(ACTIONS), axis=2)
         after = np.empty((3, *target.shape))
-        after[0] = energy_after(params, energy, target != before, fed)
+        after[0] = energy_after(params, energy, target != before, fed, number)
         after[1] = temp_after(params, temp, heat)
         after[2] = integrity_after(params, integrity, tile == HAZARD)
         return Futures(target, after, gone | taken.astype(np.int64) << slot, taken & ~fed)

@@ -86,7 +86,7 @@ class BeamPlanner:
         first = np.tile(np.arange(branches), (n, 1))
         answer = np.zeros(n, dtype=np.int64)
         for depth in range(self.depth):
-            future = foresight.step(cell, internal, gone)
+            future = foresight.step(cell, internal, gone, snapshot.step[:, None] + depth + 1)
             margin = np.minimum(future.internal - self._low, self._high - future.internal)
             inside = (margin >= 0.0).all(axis=0)
             way = self._nearest(to_food, future.cell, future.gone) * (self.params.energy_decay + self.params.move_cost)
