@@ -16,6 +16,7 @@ Agents that are there already are not trained again, so the benchmark can be int
 
     python -m benchmarks.belief                                # 3 seeds, 150k steps, 200 test episodes an agent
     python -m benchmarks.belief --seeds 2 --timesteps 50000    # a quick look
+    python -m benchmarks.belief --only "recurrent, hidden"     # measure one condition anew
 """
 
 import argparse
@@ -282,19 +283,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
     parser.add_argument("--timesteps", type=int, default=150_000, help="environment steps an agent")
     parser.add_argument("--episodes", type=int, default=200, help="test episodes an agent")
+    parser.add_argument("--only", nargs="+", choices=list(CONDITIONS), help="leave the others as they were measured")
     parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/belief"), help="where agents are kept")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
     seeds = range(arguments.seeds)
-    survival: dict[str, list[float]] = {name: [] for name in CONDITIONS}
-    lifetime: dict[str, list[float]] = {name: [] for name in CONDITIONS}
-    cost: dict[str, list[float]] = {name: [] for name in CONDITIONS}
+    names = arguments.only or list(CONDITIONS)
+    survival: dict[str, list[float]] = {name: [] for name in names}
+    lifetime: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     estimates: dict[str, list[dict[str, dict[str, float]]]] = {}
-    for seed, name in track([(seed, name) for seed in seeds for name in CONDITIONS], "agents"):
+    for seed, name in track([(seed, name) for seed in seeds for name in names], "agents"):
         path = train(name, seed, arguments.timesteps, arguments.folder)
-        cost[name].append(json.loads(path.with_suffix(".json").read_text())["cpu_seconds"])
+        seconds[name].append(json.loads(path.with_suffix(".json").read_text())["cpu_seconds"])
         model, env = load(name, path, 20)
         records = [e.record for e in evaluate(model, env, arguments.episodes, deterministic=False, seed=1_000_000)]
         env.close()
@@ -304,7 +307,9 @@ def main() -> None:
             estimates.setdefault(CONDITIONS[name][1], []).append(estimate(name, path, 1000))
 
     console = Console(width=110)
-    results: dict[str, Any] = {key: getattr(arguments, key) for key in ("seeds", "timesteps", "episodes")}
+    file = arguments.output / "belief.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if arguments.only and file.is_file() else {}
+    results |= {"timesteps": arguments.timesteps, "episodes": arguments.episodes}
     for seen, by_seed in estimates.items():
         table = Table(title=f"estimates of energy, {seen}; mean over {arguments.seeds} seeds [least, greatest]")
         for column in ("", "RMSE", "coverage of 90 %", "NEES (1 is right)"):
@@ -326,15 +331,15 @@ def main() -> None:
     shares, lives = (
         intervals({name: np.array(values) for name, values in scores.items()}) for scores in (survival, lifetime)
     )
-    for name in CONDITIONS:
+    for name in names:
         (share, low, high), (life, least, most) = shares[name], lives[name]
         table.add_row(
             name,
             f"{share:.3f} [{low:.3f}, {high:.3f}]",
             f"{life:.0f} [{least:.0f}, {most:.0f}]",
-            f"{np.mean(cost[name]):.0f}",
+            f"{np.mean(seconds[name]):.0f}",
         )
-        results[name] = {"survival": survival[name], "steps survived": lifetime[name], "cpu_seconds": cost[name]}
+        results[name] = {"survival": survival[name], "steps survived": lifetime[name], "cpu_seconds": seconds[name]}
         results[name] |= {"survival interval": shares[name], "steps interval": lives[name]}
     console.print(table)
     table = Table(title="CPU time of a step of all environments, µs")
@@ -345,7 +350,7 @@ def main() -> None:
         table.add_row(str(num_envs), *(f"{value:.0f}" for value in spent.values()))
     console.print(table)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "belief.json").write_text(json.dumps(results, indent=2) + "\n")
+    file.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
