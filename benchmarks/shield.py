@@ -41,8 +41,8 @@ def conditions(demonstrations: Path) -> dict[str, tuple[str, list[str]]]:
     :param demonstrations: their file
     :return: algorithm, and what ``train.py`` is told, by name
     """
-    cloning = {CLONING: {"demonstrations": str(demonstrations)}}
-    learning = {VIABILITY: {"demonstrations": str(demonstrations)}}
+    cloning = {CLONING: {"demonstrations": str(demonstrations), "augment": True, "gradient_steps": 3000}}
+    learning = {name: {**parameters, "demonstrations": str(demonstrations)} for name, parameters in VIABILITY.items()}
     # The critic is asked once it has seen harm, too, of which the demonstrations show none.
     patient = {name: {**parameters, "min_updates": 3000} for name, parameters in SHIELD.items()}
     return {
