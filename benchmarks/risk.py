@@ -3,9 +3,10 @@ What aversion to risk costs and saves: QR-DQN that maximises the mean of the wor
 walk along a cliff in the wind.
 
 The shortest way from the start to the goal leads along the edge, where every gust is a fall; the ways further up are
-longer and safer. A step costs 0.4, a fall 3 and the episode. ``height`` (rows above the edge) is the internal
+longer and safer. A step costs 0.4, a fall 4 and the episode. ``height`` (rows above the edge) is the internal
 variable, ``height >= 0`` its constraint, and a fall its violation. Every agent has the same hyperparameters and differs
-in ``risk_alpha`` alone; ``alpha = 1`` is QR-DQN as it is::
+in ``risk_alpha`` alone; ``alpha = 1`` is QR-DQN as it is. The worst quarter of the returns along the edge is -4.5 on
+average, and one row further up -3.7, where the mean is -3.2 and -3.6 (simulated, 200,000 episodes each)::
 
     python -m benchmarks.risk                # 3 seeds, 15k steps, 400 test episodes an agent
     python -m benchmarks.risk --seeds 10     # narrower intervals
@@ -37,7 +38,7 @@ from persist_sb3.wrappers import VecInternalState
 
 ROWS, COLUMNS = 4, 8
 GUST = 0.03
-STEP_COST, FALL = 0.4, 3.0
+STEP_COST, FALL = 0.4, 4.0
 ALPHAS = (1.0, 0.5, 0.25, 0.1)
 FIGURES = ("falls", "return", "worst quarter of returns", "length")
 
