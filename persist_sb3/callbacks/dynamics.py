@@ -143,7 +143,7 @@ class DynamicsCallback(LearningCallback):
         serials = self.store.written - 1 - ages
         return self.store.recall(ages), self._counts[serials % self.buffer_size]
 
-    def _update(self, batch: tuple[Transitions, NDArray[np.float32]]) -> Mapping[str, float]:
+    def _update(self, batch: Any) -> Mapping[str, float]:
         transitions, counts = batch
         state, action = map(self.tensor, self._inputs(transitions))
         target = self.tensor(self._successor(transitions))

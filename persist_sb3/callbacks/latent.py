@@ -150,7 +150,8 @@ class LatentWorldModelCallback(WorldModelCallback):
     def _sample(self) -> Any:
         return self.store.sample_sequences(self.batch_size, self.sequence_length, self.generator)
 
-    def _update(self, batch: Sequences) -> Mapping[str, float]:
+    def _update(self, batch: Any) -> Mapping[str, float]:
+        assert isinstance(batch, Sequences)
         size = batch.valid.shape
         rows = Transitions(**tree_map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), as_batch(batch.transitions)))
         state, action = self._inputs(rows)
@@ -159,8 +160,8 @@ class LatentWorldModelCallback(WorldModelCallback):
         self.learner.compare(*seen)
         states = np.concatenate([state.reshape(*size, -1)[:, :1], successor.reshape(*size, -1)], axis=1)
         gumbel = self.generator.gumbel(size=(size[0], size[1] + 1, self.sizes["groups"], self.sizes["classes"]))
-        forget = self.generator.random(size) < self.forgetting
-        valid, forget = (torch.as_tensor(flags, device=seen[0].device) for flags in (batch.valid, forget))
+        flags = batch.valid, self.generator.random(size) < self.forgetting
+        valid, forget = (torch.as_tensor(flag, device=seen[0].device) for flag in flags)
         losses = self.learner.loss(
             self.tensor(states), self.tensor(action.reshape(*size, -1)), valid, forget, self.tensor(gumbel), self.beta
         )
