@@ -18,13 +18,16 @@ from persist_sb3.models.latent import Belief, LatentFilter, LatentModel
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import lookup
 
+#: A mixture of many samples is dear: one new transition in so many is a test.
+TESTED = 3
+
 
 class LatentWorldModelCallback(WorldModelCallback):
     """
     What ``WorldModelCallback(kind="latent")`` makes: trains a :class:`~persist_sb3.models.latent.LatentModel` on
-    stretches of episodes. Logs as :class:`~persist_sb3.callbacks.WorldModelCallback` does, of the whole state, each
-    transition predicted from what went before in its episode; there is no ``disagreement``, since there is one network,
-    but ``divergence``, the nats of a step that its latent variables tell and the past did not.
+    stretches of episodes. Logs as :class:`~persist_sb3.callbacks.WorldModelCallback` does, of the whole state and for a
+    third of the transitions, each predicted from what went before in its episode. There is one network, so there is no
+    ``disagreement``; ``divergence`` is the nats of a step that its latent variables tell and the past did not.
 
     :param sequence_length: steps in a stretch
     :param forgetting: how often, a step, the past is forgotten in training, in ``[0, 1)``: so the model learns to begin
@@ -139,10 +142,12 @@ class LatentWorldModelCallback(WorldModelCallback):
     def _forecasters(self) -> Models:
         return self.actor, None, self._filter.belief
 
-    def _beliefs(self) -> tuple[Any, ...]:
-        memories, latents = zip(*self._believed, strict=True)
+    def _test(self, state: NDArray[np.float32], action: NDArray[np.float32], successor: NDArray[np.float32]) -> None:
+        if self.updates:
+            belief = Belief(*map(np.concatenate, zip(*self._believed, strict=True)))
+            rows = np.arange(0, len(state), TESTED)
+            self._tests.add(state[rows], action[rows], successor[rows], belief.rows(rows))
         self._believed.clear()
-        return (Belief(np.concatenate(memories), np.concatenate(latents)),)
 
     def _successor(self, transitions: Transitions) -> NDArray[np.float32]:
         return self.spec.encode(transitions.next_observation, transitions.next_internal)
