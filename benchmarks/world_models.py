@@ -51,8 +51,8 @@ ENVS = 8
 AHEAD = (1, 4, 8)
 #: Steps of an episode before the first prediction that is tested, and how many predictions are.
 PAST, TESTS = 4, 600
-#: Trainings and their steps apart, so that both kinds take about the same CPU time.
-GAUSSIAN, LATENT = {"train_freq": 2}, {"train_freq": 6}
+#: Steps of the environments from one gradient step to the next, so that both kinds take about the same CPU time.
+GAUSSIAN, LATENT = 2, 6
 PREDICTORS = ("latent", "latent, no history", "gaussian", "linear", "nothing changes")
 
 
@@ -210,8 +210,12 @@ def predict(name: str, seed: int, fraction: float) -> dict[str, dict[str, float]
     case = CASES[name]
     timesteps = round(fraction * case.timesteps)
     agent = untrained(make(case, seed), seed)
-    latent = WorldModelCallback(kind="latent", **LATENT)
-    recorder, world, internal = Recorder(), WorldModelCallback(**GAUSSIAN), InternalModelCallback(**GAUSSIAN)
+    latent = WorldModelCallback(kind="latent", train_freq=LATENT)
+    recorder, world, internal = (
+        Recorder(),
+        WorldModelCallback(train_freq=GAUSSIAN),
+        InternalModelCallback(train_freq=GAUSSIAN),
+    )
     agent.learn(timesteps, callback=[recorder, world, internal])
     changes = np.concatenate([step.next_observation - step.observation for step in recorder.steps])
     agent = untrained(make(case, seed), seed)

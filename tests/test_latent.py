@@ -190,7 +190,7 @@ def test_likelihood_is_that_of_the_mixture_of_samples() -> None:
     seen = model.nll(state, action, drawn[:, 0, : model.spec.observation_dim])
     assert np.isfinite(one).all() and not np.allclose(one, seen)
     # The likelihood of the Discrete entry alone sums to one.
-    total = 0.0
+    total = np.zeros(len(state))
     for kind in range(3):
         successor = drawn[:, 0].copy()
         successor[:, 3:6] = np.eye(3)[kind]
@@ -409,9 +409,11 @@ def test_wrong_use_is_refused() -> None:
     assert isinstance(WorldModelCallback(kind="latent"), LatentWorldModelCallback)
     with pytest.raises(TypeError, match="members"):
         WorldModelCallback(kind="latent", members=3)
+    wrong: dict[str, Any]
     for key, value in {"sequence_length": 0, "gru_size": 0, "forgetting": 1.0, "batch_size": 0, "beta": 2.0}.items():
+        wrong = {"kind": "latent", key: value}
         with pytest.raises(ValueError, match=f"{key}={value}"):
-            WorldModelCallback(kind="latent", **{key: value})
+            WorldModelCallback(**wrong)
     with pytest.raises(ValueError, match="unimix=2"):
         LatentModel(make_spec(), unimix=2.0)
     with pytest.raises(TypeError, match="image"):
@@ -424,6 +426,6 @@ def test_wrong_use_is_refused() -> None:
     model = PPO("MlpPolicy", VecInternalState(limited, **upright), n_steps=8, batch_size=8, device="cpu")
     with pytest.raises(RuntimeError, match=r"sequence_length=32 is longer than any episode: .* is 10"):
         model.learn(8, callback=WorldModelCallback(kind="latent"))
-    model, callback = hidden(kind="latent", buffer_size=100)
+    short, callback = hidden(kind="latent", buffer_size=100)
     with pytest.raises(RuntimeError, match="sequence_length=32 is longer than what is kept"):
-        model.learn(64, callback=callback)
+        short.learn(64, callback=callback)

@@ -6,6 +6,7 @@ from persist_sb3.callbacks.behaviour_cloning import BehaviourCloningCallback
 from persist_sb3.callbacks.belief import BeliefCallback
 from persist_sb3.callbacks.calibration import CalibrationCallback
 from persist_sb3.callbacks.internal_model import InternalModelCallback
+from persist_sb3.callbacks.latent import LatentWorldModelCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
 from persist_sb3.callbacks.safety_network import SafetyNetworkCallback
@@ -17,6 +18,7 @@ __all__ = [
     "BeliefCallback",
     "CalibrationCallback",
     "InternalModelCallback",
+    "LatentWorldModelCallback",
     "MetricsCallback",
     "PersistCallback",
     "RNDCallback",

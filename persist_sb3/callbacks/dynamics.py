@@ -115,19 +115,22 @@ class DynamicsCallback(LearningCallback):
             new = concatenate(self._new)
             self._new.clear()
             state, action, successor = *self._inputs(new), self._successor(new)
-            beliefs = self._beliefs()
-            if self.updates:
-                disagreement = self._tests.add(state, action, successor, *beliefs)
-                if disagreement is not None:
-                    self._tested(disagreement)
+            self._test(state, action, successor)
             self.learner.measure(*map(self.tensor, (state, action, successor)))
         return super()._on_step()
 
-    def _beliefs(self) -> tuple[Any, ...]:
+    def _test(self, state: NDArray[np.float32], action: NDArray[np.float32], successor: NDArray[np.float32]) -> None:
         """
-        :return: what the model takes besides state and action, for the transitions since it was last asked
+        Before the model learns from them, test it on the transitions since it was last called.
+
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :param successor: ``(n, m)``
         """
-        return ()
+        if self.updates:
+            disagreement = self._tests.add(state, action, successor)
+            if disagreement is not None:
+                self._tested(disagreement)
 
     def _tested(self, disagreement: NDArray[np.float32]) -> None:
         """
@@ -143,7 +146,7 @@ class DynamicsCallback(LearningCallback):
         serials = self.store.written - 1 - ages
         return self.store.recall(ages), self._counts[serials % self.buffer_size]
 
-    def _update(self, batch: tuple[Transitions, NDArray[np.float32]]) -> Mapping[str, float]:
+    def _update(self, batch: Any) -> Mapping[str, float]:
         transitions, counts = batch
         state, action = map(self.tensor, self._inputs(transitions))
         target = self.tensor(self._successor(transitions))

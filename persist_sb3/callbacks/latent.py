@@ -18,13 +18,16 @@ from persist_sb3.models.latent import Belief, LatentFilter, LatentModel
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import lookup
 
+#: A mixture of many samples is dear: one new transition in so many is a test.
+TESTED = 3
+
 
 class LatentWorldModelCallback(WorldModelCallback):
     """
     What ``WorldModelCallback(kind="latent")`` makes: trains a :class:`~persist_sb3.models.latent.LatentModel` on
-    stretches of episodes. Logs as :class:`~persist_sb3.callbacks.WorldModelCallback` does, of the whole state, each
-    transition predicted from what went before in its episode; there is no ``disagreement``, since there is one network,
-    but ``divergence``, the nats of a step that its latent variables tell and the past did not.
+    stretches of episodes. Logs as :class:`~persist_sb3.callbacks.WorldModelCallback` does, of the whole state and for a
+    third of the transitions, each predicted from what went before in its episode. There is one network, so there is no
+    ``disagreement``; ``divergence`` is the nats of a step that its latent variables tell and the past did not.
 
     :param sequence_length: steps in a stretch
     :param forgetting: how often, a step, the past is forgotten in training, in ``[0, 1)``: so the model learns to begin
@@ -139,10 +142,12 @@ class LatentWorldModelCallback(WorldModelCallback):
     def _forecasters(self) -> Models:
         return self.actor, None, self._filter.belief
 
-    def _beliefs(self) -> tuple[Any, ...]:
-        memories, latents = zip(*self._believed, strict=True)
+    def _test(self, state: NDArray[np.float32], action: NDArray[np.float32], successor: NDArray[np.float32]) -> None:
+        if self.updates:
+            belief = Belief(*map(np.concatenate, zip(*self._believed, strict=True)))
+            rows = np.arange(0, len(state), TESTED)
+            self._tests.add(state[rows], action[rows], successor[rows], belief.rows(rows))
         self._believed.clear()
-        return (Belief(np.concatenate(memories), np.concatenate(latents)),)
 
     def _successor(self, transitions: Transitions) -> NDArray[np.float32]:
         return self.spec.encode(transitions.next_observation, transitions.next_internal)
@@ -150,7 +155,8 @@ class LatentWorldModelCallback(WorldModelCallback):
     def _sample(self) -> Any:
         return self.store.sample_sequences(self.batch_size, self.sequence_length, self.generator)
 
-    def _update(self, batch: Sequences) -> Mapping[str, float]:
+    def _update(self, batch: Any) -> Mapping[str, float]:
+        assert isinstance(batch, Sequences)
         size = batch.valid.shape
         rows = Transitions(**tree_map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), as_batch(batch.transitions)))
         state, action = self._inputs(rows)
@@ -159,8 +165,8 @@ class LatentWorldModelCallback(WorldModelCallback):
         self.learner.compare(*seen)
         states = np.concatenate([state.reshape(*size, -1)[:, :1], successor.reshape(*size, -1)], axis=1)
         gumbel = self.generator.gumbel(size=(size[0], size[1] + 1, self.sizes["groups"], self.sizes["classes"]))
-        forget = self.generator.random(size) < self.forgetting
-        valid, forget = (torch.as_tensor(flags, device=seen[0].device) for flags in (batch.valid, forget))
+        flags = batch.valid, self.generator.random(size) < self.forgetting
+        valid, forget = (torch.as_tensor(flag, device=seen[0].device) for flag in flags)
         losses = self.learner.loss(
             self.tensor(states), self.tensor(action.reshape(*size, -1)), valid, forget, self.tensor(gumbel), self.beta
         )

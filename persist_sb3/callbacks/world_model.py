@@ -138,7 +138,7 @@ class WorldModelCallback(DynamicsCallback):
         for key, value in self._forecasts.report().items():
             self.logger.record(f"persist/{self.name}/{key}", value)
 
-    def _update(self, batch: tuple[Transitions, NDArray[np.float32]]) -> Mapping[str, float]:
+    def _update(self, batch: Any) -> Mapping[str, float]:
         transitions, _ = batch
         self.learner.compare(self.tensor(self._successor(transitions)), self.tensor(transitions.next_internal))
         return super()._update(batch)

@@ -65,7 +65,7 @@ class Heads:
         )
 
     @classmethod
-    def of_numbers(cls, low: Floats, high: Floats) -> "Heads":
+    def of_numbers(cls, low: NDArray[np.floating[Any]], high: NDArray[np.floating[Any]]) -> "Heads":
         """
         :param low: least value of each number, ``(g,)``
         :param high: greatest value, ``(g,)``

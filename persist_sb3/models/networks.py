@@ -143,7 +143,8 @@ class Block(nn.Module):
         """
         x = fast_linear(self.affine, x)
         x *= self.scale.detach().numpy() / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + np.float32(NORM_FLOOR))
-        return x / (1.0 + np.exp(-x))
+        x /= 1.0 + np.exp(-x)
+        return x
 
 
 def fast_linear(affine: nn.Linear, x: Floats) -> Floats:
