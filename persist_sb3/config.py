@@ -331,10 +331,10 @@ class PersistConfig(_Section):
             innermost first
         :raises RuntimeError: if the configuration asks for a layer that this version does not have
         """
-        if self.rewards.intrinsic not in ("none", "rnd"):
+        if self.rewards.intrinsic not in ("none", "rnd", "empowerment"):
             raise RuntimeError(
-                f"rewards.intrinsic={self.rewards.intrinsic!r}: this version has only 'rnd'; name that, or set it to "
-                "'none' and lambda_intr to 0"
+                f"rewards.intrinsic={self.rewards.intrinsic!r}: this version has only 'rnd' and 'empowerment'; name "
+                "one of them, or set it to 'none' and lambda_intr to 0"
             )
         state, rewards = self.internal_state, self.rewards
         internal: dict[str, Any] = {
@@ -362,6 +362,8 @@ class PersistConfig(_Section):
         layers += state.observing_layers
         if rewards.intrinsic == "rnd":
             layers.append(("RNDBonus", {"weight": rewards.lambda_intr}))
+        if rewards.intrinsic == "empowerment":
+            layers.append(("EmpowermentBonus", {"weight": rewards.lambda_intr}))
         if self.viability.shield is not None:
             layers.append(("ActionShield", self._shield(self.viability.shield)))
         return [(name, {key: value for key, value in kwargs.items() if value is not None}) for name, kwargs in layers]
@@ -415,10 +417,11 @@ class PersistConfig(_Section):
         return [getattr(callbacks, name)() for name in self._callback_names()]
 
     def _callback_names(self) -> list[str]:
-        intrinsic = ["RNDCallback"] if self.rewards.intrinsic == "rnd" else []
+        intrinsic = {"rnd": ["RNDCallback"], "empowerment": ["WorldModelCallback", "EmpowermentCallback"]}
         shield, belief = self.viability.shield, self.internal_state.belief
         estimating = {None: [], "gru": ["BeliefCallback"], "ekf": ["InternalModelCallback"]}[belief]
-        names = [*intrinsic, *estimating, *(shield.callbacks if shield is not None else []), "MetricsCallback"]
+        names = [*intrinsic.get(self.rewards.intrinsic, []), *estimating]
+        names += [*(shield.callbacks if shield is not None else []), "MetricsCallback"]
         return list(dict.fromkeys(names))
 
     def zoo_entry(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from persist_sb3.callbacks.base import PersistCallback, bind_all
 from persist_sb3.callbacks.behaviour_cloning import BehaviourCloningCallback
 from persist_sb3.callbacks.belief import BeliefCallback
 from persist_sb3.callbacks.calibration import CalibrationCallback
+from persist_sb3.callbacks.empowerment import EmpowermentCallback
 from persist_sb3.callbacks.internal_model import InternalModelCallback
 from persist_sb3.callbacks.latent import LatentWorldModelCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
@@ -17,6 +18,7 @@ __all__ = [
     "BehaviourCloningCallback",
     "BeliefCallback",
     "CalibrationCallback",
+    "EmpowermentCallback",
     "InternalModelCallback",
     "LatentWorldModelCallback",
     "MetricsCallback",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, unflatten
@@ -61,24 +62,81 @@ class LearnedDynamics:
     The two learned models together. Where the observation shows an internal variable, the internal model's word counts.
 
     :param world: predicts the observation
-    :param internal: predicts the internal variables
-    :raises ValueError: if they are about different environments
+    :param internal: predicts the internal variables. Default: they are read from the predicted observation
+    :raises ValueError: if they are about different environments, or without ``internal`` the observation does not show
+        every internal variable
     """
 
-    def __init__(self, world: WorldModel, internal: InternalModel) -> None:
-        check_spec(world.spec.fingerprint, internal.spec)
-        self.members = min(world.members, internal.members)
+    def __init__(self, world: WorldModel, internal: InternalModel | None = None) -> None:
         self._world = world
         self._internal = internal
         self._shown = np.array(world.shown, dtype=np.intp).reshape(-1, 2)
+        if internal is not None:
+            check_spec(world.spec.fingerprint, internal.spec)
+            self.members = min(world.members, internal.members)
+            return
+        self.members = world.members
+        order = np.argsort(self._shown[:, 1])
+        self._read, variables = self._shown[order].T
+        dims = world.spec.viability.dims
+        hidden = [name for variable, name in enumerate(dims) if variable not in variables]
+        if hidden:
+            raise ValueError(f"the observation does not show {', '.join(hidden)}: the internal model must predict that")
 
     def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
         """See :meth:`Dynamics.step`: one forward pass of each model."""
         observation = self._world.sample(state, action, members, noise)
+        if self._internal is None:
+            return np.concatenate([observation, observation[:, self._read]], axis=1)
         internal = self._internal.sample(state, action, members, noise)
-        columns, variables = self._shown[self._world.faithful.numpy()].T
+        columns, variables = self._faithful.T
         observation[:, columns] = internal[:, variables]
         return np.concatenate([observation, internal], axis=1)
+
+    def moments(self, state: Floats, action: Floats, members: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :param members: which network predicts each row, ``(n,)``
+        :return: mean and variance of ``s'``, probabilities of what is a category, ``(n, D)`` both
+        """
+        both = []
+        world = self._world.moments(state, action, members)
+        internal = world if self._internal is None else self._internal.moments(state, action, members)
+        for observed, inner in zip(world, internal, strict=True):
+            if self._internal is None:
+                both.append(np.concatenate([observed, observed[:, self._read]], axis=1))
+                continue
+            columns, variables = self._faithful.T
+            observed[:, columns] = inner[:, variables]
+            both.append(np.concatenate([observed, inner], axis=1))
+        mean, var = both
+        return mean, var
+
+    def predict(self, state: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :meth:`moments` in torch, of all members together, differentiable in the state and in the action.
+
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :return: mean of the members' means and of their variances, ``(n, D)`` both
+        """
+        both = []
+        world = self._world.predict(state, action)
+        internal = world if self._internal is None else self._internal.predict(state, action)
+        for observed, inner in zip(world, internal, strict=True):
+            outer, inside = observed.mean(dim=0), inner.mean(dim=0)
+            if self._internal is None:
+                both.append(torch.cat([outer, outer[:, torch.as_tensor(self._read)]], dim=1))
+                continue
+            columns, variables = torch.as_tensor(self._shown)[self._world.faithful].T
+            both.append(torch.cat([outer.index_copy(1, columns, inside[:, variables]), inside], dim=1))
+        mean, var = both
+        return mean, var
+
+    @property
+    def _faithful(self) -> NDArray[np.intp]:
+        return self._shown[self._world.faithful.numpy()]
 
 
 class LatentDynamics:

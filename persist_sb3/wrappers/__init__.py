@@ -33,6 +33,7 @@ from persist_sb3.wrappers.belief_state import (
     VecBeliefState,
     VectorBeliefState,
 )
+from persist_sb3.wrappers.empowerment_bonus import EmpowermentBonus, VecEmpowermentBonus, VectorEmpowermentBonus
 from persist_sb3.wrappers.homeostat_reward import (
     HomeostatReward,
     VecHomeostatReward,
@@ -64,6 +65,7 @@ __all__ = [
     "ActionShield",
     "BeliefError",
     "BeliefState",
+    "EmpowermentBonus",
     "HomeostatReward",
     "InternalState",
     "NonFiniteError",
@@ -77,6 +79,7 @@ __all__ = [
     "TerminateOnViolation",
     "VecActionShield",
     "VecBeliefState",
+    "VecEmpowermentBonus",
     "VecHomeostatReward",
     "VecInternalState",
     "VecPartialObservation",
@@ -85,6 +88,7 @@ __all__ = [
     "VecSMiRLBonus",
     "VectorActionShield",
     "VectorBeliefState",
+    "VectorEmpowermentBonus",
     "VectorHomeostatReward",
     "VectorInternalState",
     "VectorPartialObservation",
