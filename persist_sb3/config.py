@@ -10,6 +10,7 @@ import gymnasium as gym
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from persist_sb3.curriculum import read_stages
 from persist_sb3.homeostat import Homeostat
 from persist_sb3.internal import InternalSource
 from persist_sb3.shield.enumerated import Correction
@@ -246,6 +247,7 @@ class PersistConfig(_Section):
     :param viability: where they must stay
     :param rewards: what is added to the task reward
     :param train: algorithm and training
+    :param curriculum: stages before what is declared, see :class:`~persist_sb3.curriculum.Stage`. Default: none
     :raises pydantic.ValidationError: (a ``ValueError``) naming the key, the value and the nearest known name
     """
 
@@ -254,6 +256,7 @@ class PersistConfig(_Section):
     viability: ViabilitySection = ViabilitySection()
     rewards: RewardsSection = RewardsSection()
     train: TrainSection = TrainSection()
+    curriculum: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="after")
     def _check_together(self) -> "PersistConfig":
@@ -267,6 +270,8 @@ class PersistConfig(_Section):
             scale=self.viability.scale,
         )
         Homeostat(state.mu, state.w or [1.0] * len(state.dims), form=rewards.form, n=rewards.n, m=rewards.m)
+        if self.curriculum:
+            read_stages(self.curriculum)
         if self.train.model_rollouts is not None and (
             self.viability.shield is None or self.viability.shield.judge == "critic"
         ):
@@ -412,7 +417,14 @@ class PersistConfig(_Section):
         :return: the callbacks that go with the layers, for ``model.learn(..., callback=...)``
         """
         callbacks = importlib.import_module("persist_sb3.callbacks")
-        return [getattr(callbacks, name)() for name in self._callback_names()]
+        return [getattr(callbacks, name)(**kwargs) for name, kwargs in self._callback_entries()]
+
+    def _callback_entries(self) -> list[tuple[str, dict[str, Any]]]:
+        """
+        :return: name and parameters of each callback
+        """
+        staged = [("CurriculumCallback", {"stages": list(self.curriculum)})] if self.curriculum else []
+        return [*staged, *((name, {}) for name in self._callback_names())]
 
     def _callback_names(self) -> list[str]:
         intrinsic = ["RNDCallback"] if self.rewards.intrinsic == "rnd" else []
@@ -429,7 +441,10 @@ class PersistConfig(_Section):
         train = self.train
         entry: dict[str, Any] = {
             "vec_env_wrapper": [{f"persist_sb3.wrappers.Vec{name}": kwargs} for name, kwargs in self.layers()],
-            "callback": [f"persist_sb3.callbacks.{name}" for name in self._callback_names()],
+            "callback": [
+                {f"persist_sb3.callbacks.{name}": kwargs} if kwargs else f"persist_sb3.callbacks.{name}"
+                for name, kwargs in self._callback_entries()
+            ],
             "env_kwargs": self.env_kwargs or None,
             "n_timesteps": train.n_timesteps,
             "batch_size": train.batch_size,

@@ -5,6 +5,7 @@ from persist_sb3.callbacks.base import PersistCallback, bind_all
 from persist_sb3.callbacks.behaviour_cloning import BehaviourCloningCallback
 from persist_sb3.callbacks.belief import BeliefCallback
 from persist_sb3.callbacks.calibration import CalibrationCallback
+from persist_sb3.callbacks.curriculum import CurriculumCallback
 from persist_sb3.callbacks.internal_model import InternalModelCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
@@ -16,6 +17,7 @@ __all__ = [
     "BehaviourCloningCallback",
     "BeliefCallback",
     "CalibrationCallback",
+    "CurriculumCallback",
     "InternalModelCallback",
     "MetricsCallback",
     "PersistCallback",

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch
+from persist_sb3.curriculum import StageInForce
 from persist_sb3.homeostat import Homeostat
 from persist_sb3.infos import Infos
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
@@ -26,7 +27,7 @@ class HomeostatRewardLayer(Layer):
     :param n: exponent inside the drive
     :param m: root of the drive
     :param alive_bonus: added at every step that violates no constraint; ``"auto"``: the least bonus with which life
-        inside the constraints cannot lose (:meth:`~persist_sb3.homeostat.Homeostat.safe_alive_bonus`)
+        inside the constraints in force cannot lose (:meth:`~persist_sb3.homeostat.Homeostat.safe_alive_bonus`)
     :param death_penalty: subtracted at a step that violates one
     :param weight: ``lambda_H``, at least 0
     :raises ValueError: if a parameter is out of its range
@@ -63,26 +64,59 @@ class HomeostatRewardLayer(Layer):
         for key, values in (("mu", mu), ("w", w)):
             if len(values) != len(names):
                 raise RuntimeError(f"{key} has {len(values)} entries for {len(names)} internal variables {list(names)}")
+        self._viability = viability
+        self._setpoint, self._weights = mu, w
+        self._adjust(1.0)
+        self.homeostat.check(viability)
+        self._x = np.zeros((num_envs, len(names)))
+
+    def _adjust(self, tightness: float) -> None:
+        """
+        :param tightness: of the constraints that the reward is to be fit for
+        """
         bonus = self._alive_bonus
         if bonus == "auto":
-            bonus = Homeostat(mu, w, **self._form).safe_alive_bonus(viability)
+            viability = self._viability if tightness == 1.0 else self._viability.tighten(tightness)
+            bonus = Homeostat(self._setpoint, self._weights, **self._form).safe_alive_bonus(viability)
             if not np.isfinite(bonus):
                 raise RuntimeError(
                     f"alive_bonus='auto' needs limits on both sides of every variable that has a weight, and "
                     f"{viability.box()} leaves one open: give InternalState low=[...] and high=[...], or a number here"
                 )
-        self.homeostat = Homeostat(mu, w, alive_bonus=bonus, **self._form)
-        self.homeostat.check(viability)
-        self._x = np.zeros((num_envs, len(names)))
+        self._tightness = tightness
+        self.homeostat = Homeostat(self._setpoint, self._weights, alive_bonus=bonus, **self._form)
+
+    def follow(self, curriculum: StageInForce | None) -> None:
+        for demands in () if curriculum is None else curriculum.plan:
+            self._check_gain(demands.tightness)
+        super().follow(curriculum)
+
+    def _check_gain(self, tightness: float) -> None:
+        """
+        :param tightness: of the constraints in force
+        :raises RuntimeError: if a step inside them can cost the agent something: the more the weight of that, the more
+            it would gain by dying
+        """
+        if self._alive_bonus == "auto":
+            return
+        viability = self._viability.tighten(tightness)
+        if self.homeostat.worst_reward(viability) < 0.0:
+            raise RuntimeError(
+                f"alive_bonus={self._alive_bonus} lets a step inside the constraints (tightness {tightness:g}) cost "
+                f"{-self.homeostat.worst_reward(viability):.4g}, and with a weight that rises the agent would be paid "
+                f"to die: use alive_bonus='auto', or at least {self.homeostat.safe_alive_bonus(viability):.4g}"
+            )
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         self._x[slots] = infos.column(("internal",), slots)
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        infos, everyone = step.infos, self.everyone
+        infos, everyone, demands = step.infos, self.everyone, self.demands
+        if demands.tightness != self._tightness:
+            self._adjust(demands.tightness)
         x = infos.column(("internal",), everyone)
         dead = infos.column(("cost",), everyone) > 0.0
-        homeo = self.weight * self.homeostat.reward(self._x, x, dead) * step.live
+        homeo = demands.homeo_factor * self.weight * self.homeostat.reward(self._x, x, dead) * step.live
         self._x = x
         infos.publish("reward_terms", everyone, homeo, "homeo")
         return step.reward + homeo
