@@ -189,6 +189,8 @@ class RewardsSection(_Section):
     :param alive_bonus: added at every step alive. ``"auto"``: the least one with which no step alive costs the agent,
         so that dying early never pays
     :param death_penalty: subtracted at a step that violates a constraint
+    :param cost_target: violating steps an episode that are allowed: each costs what
+        :class:`~persist_sb3.callbacks.LagrangeCallback` finds that it must. Default: no such cost
     """
 
     lambda_homeo: NonNegative = 0.5
@@ -199,6 +201,7 @@ class RewardsSection(_Section):
     m: Positive = 2.0
     alive_bonus: NonNegative | Literal["auto"] = "auto"
     death_penalty: NonNegative = 20.0
+    cost_target: NonNegative | None = None
 
 
 class TrainSection(_Section):
@@ -365,6 +368,8 @@ class PersistConfig(_Section):
         if rewards.lambda_homeo > 0.0:
             layers.append(("HomeostatReward", homeostat))
         layers += state.observing_layers
+        if rewards.cost_target is not None:
+            layers.append(("CostPenalty", {}))
         if rewards.intrinsic == "rnd":
             layers.append(("RNDBonus", {"weight": rewards.lambda_intr}))
         if self.viability.shield is not None:
@@ -424,7 +429,9 @@ class PersistConfig(_Section):
         :return: name and parameters of each callback
         """
         staged = [("CurriculumCallback", {"stages": list(self.curriculum)})] if self.curriculum else []
-        return [*staged, *((name, {}) for name in self._callback_names())]
+        target = self.rewards.cost_target
+        priced = [] if target is None else [("LagrangeCallback", {"target": target})]
+        return [*staged, *priced, *((name, {}) for name in self._callback_names())]
 
     def _callback_names(self) -> list[str]:
         intrinsic = ["RNDCallback"] if self.rewards.intrinsic == "rnd" else []

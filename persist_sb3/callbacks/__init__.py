@@ -7,6 +7,7 @@ from persist_sb3.callbacks.belief import BeliefCallback
 from persist_sb3.callbacks.calibration import CalibrationCallback
 from persist_sb3.callbacks.curriculum import CurriculumCallback
 from persist_sb3.callbacks.internal_model import InternalModelCallback
+from persist_sb3.callbacks.lagrange import LagrangeCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
 from persist_sb3.callbacks.safety_network import SafetyNetworkCallback
@@ -19,6 +20,7 @@ __all__ = [
     "CalibrationCallback",
     "CurriculumCallback",
     "InternalModelCallback",
+    "LagrangeCallback",
     "MetricsCallback",
     "PersistCallback",
     "RNDCallback",

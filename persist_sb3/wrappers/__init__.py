@@ -33,6 +33,7 @@ from persist_sb3.wrappers.belief_state import (
     VecBeliefState,
     VectorBeliefState,
 )
+from persist_sb3.wrappers.cost_penalty import CostPenalty, VecCostPenalty, VectorCostPenalty
 from persist_sb3.wrappers.homeostat_reward import (
     HomeostatReward,
     VecHomeostatReward,
@@ -64,6 +65,7 @@ __all__ = [
     "ActionShield",
     "BeliefError",
     "BeliefState",
+    "CostPenalty",
     "HomeostatReward",
     "InternalState",
     "NonFiniteError",
@@ -77,6 +79,7 @@ __all__ = [
     "TerminateOnViolation",
     "VecActionShield",
     "VecBeliefState",
+    "VecCostPenalty",
     "VecHomeostatReward",
     "VecInternalState",
     "VecPartialObservation",
@@ -85,6 +88,7 @@ __all__ = [
     "VecSMiRLBonus",
     "VectorActionShield",
     "VectorBeliefState",
+    "VectorCostPenalty",
     "VectorHomeostatReward",
     "VectorInternalState",
     "VectorPartialObservation",

@@ -1,6 +1,6 @@
 """A reward for internal variables that are where they should be."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from persist_sb3.batch import Batch
 from persist_sb3.curriculum import StageInForce
 from persist_sb3.homeostat import Homeostat
 from persist_sb3.infos import Infos
+from persist_sb3.lagrange import Multiplier
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
 
@@ -50,6 +51,7 @@ class HomeostatRewardLayer(Layer):
         self._alive_bonus = alive_bonus
         self._form: dict[str, Any] = {"form": form, "n": n, "m": m, "death_penalty": death_penalty}
         self.weight = weight
+        self._multiplier: Multiplier | None = None
 
     def attach(
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
@@ -91,6 +93,17 @@ class HomeostatRewardLayer(Layer):
             self._check_gain(demands.tightness)
         super().follow(curriculum)
 
+    def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
+        multiplier: Multiplier | None = bundle.get("lagrange")
+        self._multiplier = multiplier if multiplier is not None and multiplier.scales == "homeostat" else None
+        if self._multiplier is not None:
+            if self.curriculum is not None and any(d.homeo_factor != 1.0 for d in self.curriculum.plan):
+                raise RuntimeError(
+                    "LagrangeCallback(scales='homeostat') finds the weight of HomeostatReward, and a curriculum sets "
+                    "it: leave homeo_factor out of the stages"
+                )
+            self._check_gain(1.0)
+
     def _check_gain(self, tightness: float) -> None:
         """
         :param tightness: of the constraints in force
@@ -116,7 +129,8 @@ class HomeostatRewardLayer(Layer):
             self._adjust(demands.tightness)
         x = infos.column(("internal",), everyone)
         dead = infos.column(("cost",), everyone) > 0.0
-        homeo = demands.homeo_factor * self.weight * self.homeostat.reward(self._x, x, dead) * step.live
+        weight = demands.homeo_factor * self.weight if self._multiplier is None else float(self._multiplier.value)
+        homeo = weight * self.homeostat.reward(self._x, x, dead) * step.live
         self._x = x
         infos.publish("reward_terms", everyone, homeo, "homeo")
         return step.reward + homeo
