@@ -1,7 +1,7 @@
 """
 Whether ``LagrangeCallback`` comes to the rate of violations that it is given: PPO on a CartPole that is paid for the
-speed of its cart and may be faster than 0.5 m/s in a share of its steps, by a price of such steps (PPO-Lagrangian) and by
-the weight of the homeostat::
+speed of its cart and may be faster than 0.5 m/s in a share of its steps, by a price of such steps (PPO-Lagrangian) and
+by the weight of the homeostat::
 
     python -m benchmarks.lagrange                                 # 3 seeds, 60k steps
     python -m benchmarks.lagrange --seeds 1 --timesteps 20000     # a quick look
