@@ -73,6 +73,8 @@ class InternalStateSection(_Section):
     :param hidden: variables that the agent does not see, though the observation shows them
     :param belief: show it an estimate of hidden variables instead: ``"gru"``, learned from the truth, or ``"ekf"``, a
         Kalman filter on learned dynamics; see :class:`~persist_sb3.wrappers.BeliefState`
+    :param mu_ranges: variables whose setpoint is drawn anew for every episode, and shown to the agent, with the least
+        and greatest. Default: all stay at ``mu``
     """
 
     dims: tuple[str, ...] = ("energy", "temp", "integrity")
@@ -84,6 +86,7 @@ class InternalStateSection(_Section):
     append: bool = False
     hidden: tuple[str, ...] = ()
     belief: Literal["gru", "ekf"] | None = None
+    mu_ranges: dict[str, tuple[float, float]] = {}
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "InternalStateSection":
@@ -365,6 +368,9 @@ class PersistConfig(_Section):
             "weight": rewards.lambda_homeo,
         }
         layers = [("InternalState", internal)]
+        if state.mu_ranges:
+            ranges = {name: list(bounds) for name, bounds in state.mu_ranges.items()}
+            layers.append(("RandomSetpoint", {"ranges": ranges}))
         if rewards.lambda_homeo > 0.0:
             layers.append(("HomeostatReward", homeostat))
         layers += state.observing_layers

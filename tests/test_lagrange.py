@@ -218,7 +218,10 @@ def walkers(n: int = 2) -> list[Any]:
     return [make] * n
 
 
-@pytest.mark.parametrize(("kind", "per"), [("dummy", "step"), ("dummy", "episode"), ("subproc", "episode")])
+@pytest.mark.parametrize(
+    ("kind", "per"),
+    [("dummy", "step"), ("dummy", "episode"), pytest.param("subproc", "episode", marks=pytest.mark.slow)],
+)
 def test_the_multiplier_is_what_the_costs_say(kind: str, per: Any) -> None:
     env: VecEnv = DummyVecEnv(walkers()) if kind == "dummy" else SubprocVecEnv(walkers())
     costs, callback = Costs(), LagrangeCallback(0.2, per=per, ki=0.5, kp=0.0, update_freq=32)
@@ -242,6 +245,7 @@ def test_the_multiplier_is_what_the_costs_say(kind: str, per: Any) -> None:
     assert by_hand[-1] > 0.0
 
 
+@pytest.mark.slow
 def test_a_policy_comes_to_the_rate_that_it_may_have() -> None:
     """
     Action 1 earns 1 and violates; action 0 earns nothing. With the entropy bonus ``c`` the best policy at the price

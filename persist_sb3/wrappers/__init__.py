@@ -57,6 +57,7 @@ from persist_sb3.wrappers.reach_avoid_planner import (
     VecReachAvoidPlanner,
     VectorReachAvoidPlanner,
 )
+from persist_sb3.wrappers.random_setpoint import RandomSetpoint, VecRandomSetpoint, VectorRandomSetpoint
 from persist_sb3.wrappers.rnd_bonus import RNDBonus, VecRNDBonus, VectorRNDBonus
 from persist_sb3.wrappers.smirl_bonus import SMiRLBonus, VecSMiRLBonus, VectorSMiRLBonus
 from persist_sb3.wrappers.terminate import TerminateOnViolation
@@ -74,6 +75,7 @@ __all__ = [
     "PlannerPolicy",
     "RNDBonus",
     "ReachAvoidPlanner",
+    "RandomSetpoint",
     "SMiRLBonus",
     "ShieldError",
     "TerminateOnViolation",
@@ -85,6 +87,7 @@ __all__ = [
     "VecPartialObservation",
     "VecRNDBonus",
     "VecReachAvoidPlanner",
+    "VecRandomSetpoint",
     "VecSMiRLBonus",
     "VectorActionShield",
     "VectorBeliefState",
@@ -94,6 +97,7 @@ __all__ = [
     "VectorPartialObservation",
     "VectorRNDBonus",
     "VectorReachAvoidPlanner",
+    "VectorRandomSetpoint",
     "VectorSMiRLBonus",
 ]
 

@@ -1,5 +1,6 @@
 """A reward for internal variables that are where they should be."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,7 +23,8 @@ class HomeostatRewardLayer(Layer):
     reports it as ``info["reward_terms"]["homeo"]``. Death is a violated constraint (``info["cost"]``), whatever the
     environment's ``terminated`` says.
 
-    :param mu: setpoints, one a variable. Default: those of the constraints below
+    :param mu: setpoints, one a variable. Default: those that ``RandomSetpoint`` below draws, or else those of the
+        constraints
     :param w: weight of each variable's deviation. Default: 1 each
     :param form: ``"deviation"`` or ``"drive_reduction"``
     :param n: exponent inside the drive
@@ -66,8 +68,17 @@ class HomeostatRewardLayer(Layer):
         for key, values in (("mu", mu), ("w", w)):
             if len(values) != len(names):
                 raise RuntimeError(f"{key} has {len(values)} entries for {len(names)} internal variables {list(names)}")
+        self._range: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        with contextlib.suppress(RuntimeError):
+            self._range = lookup("setpoint_range")
+        if self._range is not None and self._mu is not None:
+            raise RuntimeError(
+                f"HomeostatReward(mu={list(self._mu)}) fixes the setpoints, and RandomSetpoint below draws them: leave "
+                "mu out"
+            )
         self._viability = viability
         self._setpoint, self._weights = mu, w
+        self._mus = np.tile(np.asarray(mu, dtype=np.float64), (num_envs, 1))
         self._adjust(1.0)
         self.homeostat.check(viability)
         self._x = np.zeros((num_envs, len(names)))
@@ -79,7 +90,9 @@ class HomeostatRewardLayer(Layer):
         bonus = self._alive_bonus
         if bonus == "auto":
             viability = self._viability if tightness == 1.0 else self._viability.tighten(tightness)
-            bonus = Homeostat(self._setpoint, self._weights, **self._form).safe_alive_bonus(viability)
+            bonus = Homeostat(self._setpoint, self._weights, **self._form).safe_alive_bonus(
+                viability, setpoints=self._range
+            )
             if not np.isfinite(bonus):
                 raise RuntimeError(
                     f"alive_bonus='auto' needs limits on both sides of every variable that has a weight, and "
@@ -113,15 +126,18 @@ class HomeostatRewardLayer(Layer):
         if self._alive_bonus == "auto":
             return
         viability = self._viability.tighten(tightness)
-        if self.homeostat.worst_reward(viability) < 0.0:
+        enough = self.homeostat.safe_alive_bonus(viability, setpoints=self._range)
+        if self.homeostat.alive_bonus < enough:
             raise RuntimeError(
                 f"alive_bonus={self._alive_bonus} lets a step inside the constraints (tightness {tightness:g}) cost "
-                f"{-self.homeostat.worst_reward(viability):.4g}, and with a weight that rises the agent would be paid "
-                f"to die: use alive_bonus='auto', or at least {self.homeostat.safe_alive_bonus(viability):.4g}"
+                f"{enough - self.homeostat.alive_bonus:.4g}, and with a weight that rises the agent would be paid to "
+                f"die: use alive_bonus='auto', or at least {enough:.4g}"
             )
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         self._x[slots] = infos.column(("internal",), slots)
+        if self._range is not None:
+            self._mus[slots] = infos.column(("setpoint",), slots)
 
     def after(self, step: Step) -> NDArray[np.float64]:
         infos, everyone, demands = step.infos, self.everyone, self.demands
@@ -130,7 +146,7 @@ class HomeostatRewardLayer(Layer):
         x = infos.column(("internal",), everyone)
         dead = infos.column(("cost",), everyone) > 0.0
         weight = demands.homeo_factor * self.weight if self._multiplier is None else float(self._multiplier.value)
-        homeo = weight * self.homeostat.reward(self._x, x, dead) * step.live
+        homeo = weight * self.homeostat.reward(self._x, x, dead, self._mus) * step.live
         self._x = x
         infos.publish("reward_terms", everyone, homeo, "homeo")
         return step.reward + homeo
