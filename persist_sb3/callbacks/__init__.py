@@ -11,6 +11,7 @@ from persist_sb3.callbacks.lagrange import LagrangeCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
 from persist_sb3.callbacks.safety_network import SafetyNetworkCallback
+from persist_sb3.callbacks.setpoint import SetpointCallback
 from persist_sb3.callbacks.viability import ViabilityCallback
 from persist_sb3.callbacks.world_model import WorldModelCallback
 
@@ -25,6 +26,7 @@ __all__ = [
     "PersistCallback",
     "RNDCallback",
     "SafetyNetworkCallback",
+    "SetpointCallback",
     "ViabilityCallback",
     "WorldModelCallback",
     "bind_all",

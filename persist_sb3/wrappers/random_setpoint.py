@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, flatten, with_rows
 from persist_sb3.infos import Infos
+from persist_sb3.setpoint import SetpointInForce
+from persist_sb3.state import last_loaded
 from persist_sb3.streams import Streams
 from persist_sb3.viability import unknown_name
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
@@ -31,7 +34,8 @@ class RandomSetpointLayer(Layer):
     its end, and any other space is flattened (in the order of ``gymnasium.spaces.flatten``) first.
 
     In evaluation, where callbacks bind the layers with ``training=False``, the setpoints are those declared with the
-    constraints, so that scores compare.
+    constraints, so that scores compare; or, as in a replay, those that a
+    :class:`~persist_sb3.callbacks.SetpointCallback` has found.
 
     :param ranges: least and greatest setpoint, by name of the variable; within the constraints
     :raises ValueError: if there is no range, or one is empty
@@ -79,7 +83,9 @@ class RandomSetpointLayer(Layer):
         self.observation_space = self._extended(observation_space)
         self._streams = Streams(num_envs, salt=zlib.crc32(type(self).__name__.encode()))
         self._chosen: Floats | None = None
+        self._bound = False
         self._draws = True
+        self._search: SetpointInForce | None = None
         #: The setpoints of the episodes in progress, ``(n, d)``.
         self.setpoints = np.tile(self._declared, (num_envs, 1))
 
@@ -104,7 +110,9 @@ class RandomSetpointLayer(Layer):
         self._streams.seed(slots, seeds)
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
+        self._bound = True
         self._draws = training
+        self._search = bundle.get("setpoint")
 
     def set_setpoint(self, setpoint: Mapping[str, float] | None) -> None:
         """
@@ -127,13 +135,37 @@ class RandomSetpointLayer(Layer):
             chosen[self._names.index(name)] = value
         self._chosen = chosen
 
+    def _fixed(self) -> Floats | None:
+        """
+        :return: the setpoints of an episode that begins now, ``(d,)``; None if they are drawn
+        """
+        if self._chosen is not None:
+            return self._chosen
+        if not self._bound:
+            loaded = last_loaded()
+            found = None if loaded is None else loaded.pending.get("setpoint")
+            if (
+                found is not None
+                and not torch.isnan(found["chosen"]).any()
+                and len(found["chosen"]) == len(self._names)
+            ):
+                replayed: Floats = found["chosen"].numpy()
+                return replayed
+        if self._draws:
+            return None
+        known = None if self._search is None else self._search.known()
+        return self._declared if known is None else known
+
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         # Drawn whether it is needed or not, so that a choice changes nothing afterwards.
-        uniform = self._streams.uniform(slots, len(self._columns))
-        setpoints = np.tile(self._declared if self._chosen is None else self._chosen, (len(slots), 1))
-        if self._chosen is None and self._draws:
+        uniform = self._streams.uniform(slots, 1 + len(self._columns))
+        fixed = self._fixed()
+        setpoints = np.tile(self._declared if fixed is None else fixed, (len(slots), 1))
+        if fixed is None:
             low, high = (bound[self._columns] for bound in self.setpoint_range)
-            setpoints[:, self._columns] = low + uniform * (high - low)
+            setpoints[:, self._columns] = low + uniform[:, 1:] * (high - low)
+            if self._search is not None:
+                setpoints[uniform[:, 0] < self._search.share] = self._search.candidate.numpy()
         # A new array: the rows of the old one were published.
         self.setpoints = with_rows(self.setpoints, slots, setpoints)
         infos.publish(KEY, slots, setpoints)
