@@ -73,9 +73,11 @@ def run(scales: str, target: float | None, seed: int, timesteps: int) -> dict[st
     :param timesteps: of the training
     :return: figures, by name
     """
-    makers = [lambda: Monitor(PaidForSpeed(gym.make("CartPole-v1")))] * 8
+    def make() -> gym.Env[Any, Any]:
+        return Monitor(PaidForSpeed(gym.make("CartPole-v1")))
+
     limits: dict[str, Any] = {"constraints": [f"abs(speed) <= {LIMIT}"], "mu": [0.0]}
-    venv: VecEnv = VecInternalState(DummyVecEnv(makers), dims=["speed"], sources={"speed": "obs[1]"}, **limits)
+    venv: VecEnv = VecInternalState(DummyVecEnv([make] * 8), dims=["speed"], sources={"speed": "obs[1]"}, **limits)
     steps = Steps()
     callbacks: list[BaseCallback] = [steps]
     if target is not None:

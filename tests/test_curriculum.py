@@ -362,7 +362,7 @@ def test_the_evaluation_environment_keeps_the_declared_constraints() -> None:
         return Monitor(gym.make("GridLifeFlat-v0", size=6, hazards=6, items=2))
 
     env, evaluation = (homeostatic(DummyVecEnv([make] * 2)) for _ in range(2))
-    seen = []
+    seen: list[tuple[float, float]] = []
 
     class Look(BaseCallback):
         def _on_step(self) -> bool:

@@ -185,7 +185,8 @@ def test_evaluation_keeps_the_declared_setpoint() -> None:
     class Look(BaseCallback):
         def _on_step(self) -> bool:
             for venv, shown in zip((env, evaluation), seen, strict=True):
-                shown += [float(row[-1]) for row in venv.buf_obs[None]]
+                observations: Any = venv.buf_obs
+                shown += [float(row[-1]) for row in observations[None]]
             return True
 
     tester = EvalCallback(evaluation, eval_freq=8, n_eval_episodes=2, callback_after_eval=Look(), verbose=0)

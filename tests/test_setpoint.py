@@ -29,7 +29,7 @@ def noisy(setpoint: dict[str, float], best: float, generator: np.random.Generato
 def test_it_finds_the_best_under_noise_and_follows_it() -> None:
     generator = np.random.default_rng(0)
     search = SetpointSearch({"a": (0.0, 1.0), "b": (0.0, 1.0)}, window=30, seed=1)
-    assert search.best is None
+    assert not search.best
     for best in (0.8, 0.3):
         for _ in range(45):
             setpoint = search.ask()
