@@ -3,7 +3,7 @@ Whether ``LagrangeCallback`` comes to the rate of violations that it is given: P
 speed of its cart and may be faster than 0.5 m/s in a share of its steps, by a price of such steps (PPO-Lagrangian) and
 by the weight of the homeostat::
 
-    python -m benchmarks.lagrange                                 # 3 seeds, 60k steps
+    python -m benchmarks.lagrange                                 # 3 seeds, 40k steps
     python -m benchmarks.lagrange --seeds 1 --timesteps 20000     # a quick look
 
 Realised is the share of such steps in the last fifth of the training, as the policy that learns draws its actions.
@@ -26,12 +26,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from benchmarks.agents import intervals
 from persist_sb3.callbacks import LagrangeCallback
+from persist_sb3.lagrange import Scales
 from persist_sb3.wrappers import VecCostPenalty, VecHomeostatReward, VecInternalState
 
 LIMIT = 0.5
 #: What is scaled, and the target; None: neither.
-CONDITIONS: tuple[tuple[str, float | None], ...] = (
-    ("task reward", None),
+CONDITIONS: tuple[tuple[Scales | None, float | None], ...] = (
+    (None, None),
     ("cost", 0.4),
     ("cost", 0.2),
     ("cost", 0.1),
@@ -65,14 +66,15 @@ class Steps(BaseCallback):
         return True
 
 
-def run(scales: str, target: float | None, seed: int, timesteps: int) -> dict[str, float]:
+def run(scales: Scales | None, target: float | None, seed: int, timesteps: int) -> dict[str, float]:
     """
-    :param scales: ``"cost"`` or ``"homeostat"``
-    :param target: share of steps; None: the task reward alone
+    :param scales: what the multiplier is the weight of; None: nothing, for the task reward alone
+    :param target: share of steps, if something is scaled
     :param seed: of everything
     :param timesteps: of the training
     :return: figures, by name
     """
+
     def make() -> gym.Env[Any, Any]:
         return Monitor(PaidForSpeed(gym.make("CartPole-v1")))
 
@@ -80,12 +82,12 @@ def run(scales: str, target: float | None, seed: int, timesteps: int) -> dict[st
     venv: VecEnv = VecInternalState(DummyVecEnv([make] * 8), dims=["speed"], sources={"speed": "obs[1]"}, **limits)
     steps = Steps()
     callbacks: list[BaseCallback] = [steps]
-    if target is not None:
+    if scales is not None and target is not None:
         venv = VecCostPenalty(venv) if scales == "cost" else VecHomeostatReward(venv, alive_bonus="auto")
-        lagrange = LagrangeCallback(target, per="step", scales=scales, ki=0.5, kp=1.0)  # type: ignore[arg-type]
+        lagrange = LagrangeCallback(target, per="step", scales=scales, ki=0.2, kp=1.0, update_freq=512)
         callbacks.append(lagrange)
     env = VecNormalize(venv, norm_obs=False, gamma=0.98)
-    model = PPO("MlpPolicy", env, learning_rate=1e-3, n_steps=256, batch_size=256, gamma=0.98, seed=seed, device="cpu")
+    model = PPO("MlpPolicy", env, learning_rate=1e-3, n_steps=64, batch_size=128, gamma=0.98, seed=seed, device="cpu")
     model.learn(timesteps, callback=callbacks)
     last = len(steps.cost) * 4 // 5
     return {
@@ -99,7 +101,7 @@ def main() -> None:
     """Train, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
-    parser.add_argument("--timesteps", type=int, default=60_000, help="environment steps an agent")
+    parser.add_argument("--timesteps", type=int, default=40_000, help="environment steps an agent")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     own = parser.parse_args()
 
@@ -116,8 +118,8 @@ def main() -> None:
                 progress.advance(training)
             scores = {figure: np.array([each[figure] for each in runs]) for figure in runs[0]}
             cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in intervals(scores).values()]
-            table.add_row(scales, "-" if target is None else f"{target:g}", *cells)
-            results[f"{scales} {target}"] = {figure: values.tolist() for figure, values in scores.items()}
+            table.add_row(scales or "nothing", "-" if target is None else f"{target:g}", *cells)
+            results[f"{scales or 'nothing'} {target}"] = {figure: values.tolist() for figure, values in scores.items()}
     Console(width=140).print(table)
     own.output.mkdir(parents=True, exist_ok=True)
     (own.output / "lagrange.json").write_text(json.dumps(results, indent=2) + "\n")
