@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from rl_zoo3.utils import get_callback_list, get_wrapper_class
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
@@ -439,6 +440,24 @@ def test_off_policy_algorithms_change_between_their_rollouts() -> None:
 def test_what_nothing_follows_is_refused(stage: Any, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         make_ppo(make_walker()).learn(32, callback=CurriculumCallback([{"steps": 10, **stage}]))
+
+
+def test_a_hyperparameter_file_has_stages() -> None:
+    entry = {
+        "vec_env_wrapper": [
+            {"persist_sb3.wrappers.VecInternalState": LIMITS},
+            {"persist_sb3.wrappers.VecRandomSetpoint": {"ranges": {"battery": [0.6, 0.9]}}},
+            {"persist_sb3.wrappers.VecHomeostatReward": {"alive_bonus": "auto"}},
+        ],
+        "callback": [
+            {"persist_sb3.callbacks.CurriculumCallback": {"stages": [{"steps": 32, "tightness": 0.5}]}},
+            {"persist_sb3.callbacks.SetpointCallback": {"episodes": 2, "startup": 1}},
+        ],
+    }
+    wrap: Any = get_wrapper_class(entry, "vec_env_wrapper")
+    model = make_ppo(wrap(DummyVecEnv([lambda: Monitor(Walker())] * 2)))
+    model.learn(64, callback=get_callback_list(entry))
+    assert model.persist.parts["curriculum_progress"].finished  # type: ignore[attr-defined]
 
 
 def test_a_configuration_has_stages() -> None:
