@@ -377,11 +377,11 @@ class ActionShieldLayer(Layer):
             )
         if self.mode == "critic" and demands.conf is not None:
             raise RuntimeError(f"conf={demands.conf} of a stage is nothing that mode='critic' asks: use mode='verify'")
-        for key, declared in (("threshold", self.threshold), ("conf", self.lookahead.conf)):
+        for key, own in (("threshold", self.threshold), ("conf", self.lookahead.conf)):
             value = getattr(demands, key)
-            if value is not None and value > declared:
+            if value is not None and value > own:
                 raise RuntimeError(
-                    f"a stage asks for {key}={value}, more than ActionShield's {key}={declared}, which follows: stages "
+                    f"a stage asks for {key}={value}, more than ActionShield's {key}={own}, which follows: stages "
                     "may only tighten"
                 )
 
