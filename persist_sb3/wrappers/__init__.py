@@ -50,6 +50,7 @@ from persist_sb3.wrappers.partial_observation import (
     VecPartialObservation,
     VectorPartialObservation,
 )
+from persist_sb3.wrappers.random_setpoint import RandomSetpoint, VecRandomSetpoint, VectorRandomSetpoint
 from persist_sb3.wrappers.reach_avoid_planner import (
     PlannerError,
     PlannerPolicy,
@@ -57,7 +58,6 @@ from persist_sb3.wrappers.reach_avoid_planner import (
     VecReachAvoidPlanner,
     VectorReachAvoidPlanner,
 )
-from persist_sb3.wrappers.random_setpoint import RandomSetpoint, VecRandomSetpoint, VectorRandomSetpoint
 from persist_sb3.wrappers.rnd_bonus import RNDBonus, VecRNDBonus, VectorRNDBonus
 from persist_sb3.wrappers.smirl_bonus import SMiRLBonus, VecSMiRLBonus, VectorSMiRLBonus
 from persist_sb3.wrappers.terminate import TerminateOnViolation
@@ -74,8 +74,8 @@ __all__ = [
     "PlannerError",
     "PlannerPolicy",
     "RNDBonus",
-    "ReachAvoidPlanner",
     "RandomSetpoint",
+    "ReachAvoidPlanner",
     "SMiRLBonus",
     "ShieldError",
     "TerminateOnViolation",
@@ -86,8 +86,8 @@ __all__ = [
     "VecInternalState",
     "VecPartialObservation",
     "VecRNDBonus",
-    "VecReachAvoidPlanner",
     "VecRandomSetpoint",
+    "VecReachAvoidPlanner",
     "VecSMiRLBonus",
     "VectorActionShield",
     "VectorBeliefState",
@@ -96,8 +96,8 @@ __all__ = [
     "VectorInternalState",
     "VectorPartialObservation",
     "VectorRNDBonus",
-    "VectorReachAvoidPlanner",
     "VectorRandomSetpoint",
+    "VectorReachAvoidPlanner",
     "VectorSMiRLBonus",
 ]
 
