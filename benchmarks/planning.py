@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def main() -> None:
         console.print(name, rows[name][0])
     for seed in range(own.seeds):
         folder = own.folder / f"{own.timesteps}-{seed}"
-        model = kept_agent(folder / "agent.zip", lambda seed=seed: train(seed, own.timesteps))
+        model = kept_agent(folder / "agent.zip", partial(train, seed, own.timesteps))
         for name, measure in learned(model, own.episodes).items():
             rows.setdefault(name, []).append(kept(folder / f"{own.episodes}-{name}.json", measure))
             console.print(seed, name, rows[name][-1])

@@ -14,6 +14,7 @@ average, and one row further up -3.7, where the mean is -3.2 and -3.6 (simulated
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,17 @@ def measure(model: QRDQN, episodes: int) -> list[float]:
     ]
 
 
+def test(alpha: float, seed: int, timesteps: int, episodes: int) -> list[float]:
+    """
+    :param alpha: share of the worst returns that counts
+    :param seed: of the run
+    :param timesteps: of the run
+    :param episodes: how many the trained agent plays
+    :return: the :data:`FIGURES`
+    """
+    return measure(agent(alpha, seed, timesteps), episodes)
+
+
 def main() -> None:
     """Train, evaluate, and write the table and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,7 +163,7 @@ def main() -> None:
             for seed in range(own.seeds):
                 values = kept(
                     folder / f"{alpha:g}-{seed}.json",
-                    lambda alpha=alpha, seed=seed: measure(agent(alpha, seed, own.timesteps), own.episodes),
+                    partial(test, alpha, seed, own.timesteps, own.episodes),
                 )
                 for figure, value in zip(FIGURES, values, strict=True):
                     scores[figure].setdefault(name, []).append(value)

@@ -111,7 +111,7 @@ def main() -> None:
     noticed: dict[str, list[float]] = {}
     for seed in range(own.seeds):
         folder = own.folder / f"{own.timesteps}-{seed}"
-        model = kept_agent(folder / "agent.zip", lambda seed=seed: train(seed, own.timesteps))
+        model = kept_agent(folder / "agent.zip", partial(train, seed, own.timesteps))
         venv = make("GridLife-v0", 1)
         models = models_of(model, StateSpec(venv.observation_space, venv.action_space, declared_viability(venv)))
         for env_id in WORLDS:

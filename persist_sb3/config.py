@@ -10,6 +10,7 @@ import gymnasium as gym
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from persist_sb3.curriculum import read_stages
 from persist_sb3.homeostat import Homeostat
 from persist_sb3.internal import InternalSource
 from persist_sb3.shield.enumerated import Correction
@@ -72,6 +73,8 @@ class InternalStateSection(_Section):
     :param hidden: variables that the agent does not see, though the observation shows them
     :param belief: show it an estimate of hidden variables instead: ``"gru"``, learned from the truth, or ``"ekf"``, a
         Kalman filter on learned dynamics; see :class:`~persist_sb3.wrappers.BeliefState`
+    :param mu_ranges: variables whose setpoint is drawn anew for every episode, and shown to the agent, with the least
+        and greatest. Default: all stay at ``mu``
     """
 
     dims: tuple[str, ...] = ("energy", "temp", "integrity")
@@ -83,6 +86,7 @@ class InternalStateSection(_Section):
     append: bool = False
     hidden: tuple[str, ...] = ()
     belief: Literal["gru", "ekf"] | None = None
+    mu_ranges: dict[str, tuple[float, float]] = {}
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "InternalStateSection":
@@ -188,6 +192,8 @@ class RewardsSection(_Section):
     :param alive_bonus: added at every step alive. ``"auto"``: the least one with which no step alive costs the agent,
         so that dying early never pays
     :param death_penalty: subtracted at a step that violates a constraint
+    :param cost_target: violating steps an episode that are allowed: each costs what
+        :class:`~persist_sb3.callbacks.LagrangeCallback` finds that it must. Default: no such cost
     """
 
     lambda_homeo: NonNegative = 0.5
@@ -198,6 +204,7 @@ class RewardsSection(_Section):
     m: Positive = 2.0
     alive_bonus: NonNegative | Literal["auto"] = "auto"
     death_penalty: NonNegative = 20.0
+    cost_target: NonNegative | None = None
 
 
 class TrainSection(_Section):
@@ -246,6 +253,7 @@ class PersistConfig(_Section):
     :param viability: where they must stay
     :param rewards: what is added to the task reward
     :param train: algorithm and training
+    :param curriculum: stages before what is declared, see :class:`~persist_sb3.curriculum.Stage`. Default: none
     :raises pydantic.ValidationError: (a ``ValueError``) naming the key, the value and the nearest known name
     """
 
@@ -254,6 +262,7 @@ class PersistConfig(_Section):
     viability: ViabilitySection = ViabilitySection()
     rewards: RewardsSection = RewardsSection()
     train: TrainSection = TrainSection()
+    curriculum: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="after")
     def _check_together(self) -> "PersistConfig":
@@ -267,6 +276,8 @@ class PersistConfig(_Section):
             scale=self.viability.scale,
         )
         Homeostat(state.mu, state.w or [1.0] * len(state.dims), form=rewards.form, n=rewards.n, m=rewards.m)
+        if self.curriculum:
+            read_stages(self.curriculum)
         if self.train.model_rollouts is not None and (
             self.viability.shield is None or self.viability.shield.judge == "critic"
         ):
@@ -357,9 +368,14 @@ class PersistConfig(_Section):
             "weight": rewards.lambda_homeo,
         }
         layers = [("InternalState", internal)]
+        if state.mu_ranges:
+            ranges = {name: list(bounds) for name, bounds in state.mu_ranges.items()}
+            layers.append(("RandomSetpoint", {"ranges": ranges}))
         if rewards.lambda_homeo > 0.0:
             layers.append(("HomeostatReward", homeostat))
         layers += state.observing_layers
+        if rewards.cost_target is not None:
+            layers.append(("CostPenalty", {}))
         if rewards.intrinsic == "rnd":
             layers.append(("RNDBonus", {"weight": rewards.lambda_intr}))
         if rewards.intrinsic == "empowerment":
@@ -414,7 +430,16 @@ class PersistConfig(_Section):
         :return: the callbacks that go with the layers, for ``model.learn(..., callback=...)``
         """
         callbacks = importlib.import_module("persist_sb3.callbacks")
-        return [getattr(callbacks, name)() for name in self._callback_names()]
+        return [getattr(callbacks, name)(**kwargs) for name, kwargs in self._callback_entries()]
+
+    def _callback_entries(self) -> list[tuple[str, dict[str, Any]]]:
+        """
+        :return: name and parameters of each callback
+        """
+        staged = [("CurriculumCallback", {"stages": list(self.curriculum)})] if self.curriculum else []
+        target = self.rewards.cost_target
+        priced = [] if target is None else [("LagrangeCallback", {"target": target})]
+        return [*staged, *priced, *((name, {}) for name in self._callback_names())]
 
     def _callback_names(self) -> list[str]:
         intrinsic = {"rnd": ["RNDCallback"], "empowerment": ["WorldModelCallback", "EmpowermentCallback"]}
@@ -432,7 +457,10 @@ class PersistConfig(_Section):
         train = self.train
         entry: dict[str, Any] = {
             "vec_env_wrapper": [{f"persist_sb3.wrappers.Vec{name}": kwargs} for name, kwargs in self.layers()],
-            "callback": [f"persist_sb3.callbacks.{name}" for name in self._callback_names()],
+            "callback": [
+                {f"persist_sb3.callbacks.{name}": kwargs} if kwargs else f"persist_sb3.callbacks.{name}"
+                for name, kwargs in self._callback_entries()
+            ],
             "env_kwargs": self.env_kwargs or None,
             "n_timesteps": train.n_timesteps,
             "batch_size": train.batch_size,

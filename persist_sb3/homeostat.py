@@ -83,45 +83,50 @@ class Homeostat:
         self.alive_bonus = alive_bonus
         self.death_penalty = death_penalty
 
-    def deviation(self, x: Vector) -> Vector:
+    def deviation(self, x: Vector, mu: Vector | None = None) -> Vector:
         """
         :param x: internal states, ``(n, d)``
+        :param mu: setpoints of their own, ``(n, d)``. Default: the homeostat's
         :return: ``sum_j w_j (x_j - mu_j)^2``, ``(n,)``
         :raises ValueError: if the last axis of ``x`` is not ``d`` long
         """
-        distance = self._distance(x)
+        distance = self._distance(x, mu)
         deviation: Vector = np.vecdot(distance * distance, self.w)
         return deviation
 
-    def drive(self, x: Vector) -> Vector:
+    def drive(self, x: Vector, mu: Vector | None = None) -> Vector:
         """
         :param x: internal states, ``(n, d)``
+        :param mu: setpoints of their own, ``(n, d)``. Default: the homeostat's
         :return: ``(sum_j w_j |x_j - mu_j|^n)^(1/m)``, ``(n,)``
         :raises ValueError: if the last axis of ``x`` is not ``d`` long
         """
-        return self._drive(self._distance(x))
+        return self._drive(self._distance(x, mu))
 
-    def _distance(self, x: Vector) -> Vector:
+    def _distance(self, x: Vector, mu: Vector | None = None) -> Vector:
         if x.shape[-1] != len(self.mu):
             raise ValueError(f"x has shape {x.shape}; its last axis must hold {len(self.mu)} internal variables")
-        return x - self.mu
+        return x - (self.mu if mu is None else mu)
 
     def _drive(self, distance: Vector) -> Vector:
         need: Vector = np.vecdot(distance * distance if self.n == 2 else np.abs(distance) ** self.n, self.w)
         return np.sqrt(need) if self.m == 2 else need ** (1 / self.m)
 
-    def reward(self, x: Vector, x_next: Vector, dead: NDArray[np.bool_]) -> Vector:
+    def reward(self, x: Vector, x_next: Vector, dead: NDArray[np.bool_], mu: Vector | None = None) -> Vector:
         """
         :param x: internal states before the step, ``(n, d)``
         :param x_next: after it, ``(n, d)``
         :param dead: whether the step left the viability set, ``(n,)``
+        :param mu: setpoints of their own, ``(n, d)``. Default: the homeostat's
         :return: the form's term, plus ``alive_bonus`` or minus ``death_penalty``, ``(n,)``
         :raises ValueError: if the last axis of an ``x`` is not ``d`` long
         """
-        term = -self.deviation(x_next) if self.form == "deviation" else self.drive(x) - self.drive(x_next)
+        term = -self.deviation(x_next, mu) if self.form == "deviation" else self.drive(x, mu) - self.drive(x_next, mu)
         return term + np.where(dead, -self.death_penalty, self.alive_bonus)
 
-    def safe_alive_bonus(self, viability: ViabilitySet, gamma: float = 0.99) -> float:
+    def safe_alive_bonus(
+        self, viability: ViabilitySet, gamma: float = 0.99, setpoints: tuple[Vector, Vector] | None = None
+    ) -> float:
         """
         The smallest ``alive_bonus`` at which no life inside the viability set has a loss to escape from.
 
@@ -134,6 +139,7 @@ class Homeostat:
 
         :param viability: the set; widening it can raise the answer
         :param gamma: the agent's discount factor, at least 0 and below 1
+        :param setpoints: least and greatest setpoint that there will be, ``(d,)`` each, where they vary
         :return: the bonus; infinite if the set does not bound a variable that has weight
         :raises ValueError: if the set has another number of variables, or ``gamma`` is out of its range
         """
@@ -142,7 +148,8 @@ class Homeostat:
         if len(viability.dims) != len(self.mu):
             raise ValueError(f"the homeostat has {len(self.mu)} variables, the viability set {viability.dims}")
         low, high = viability.box()
-        farthest = np.maximum(np.abs(low - self.mu), np.abs(high - self.mu))
+        distances = [np.abs(end - mu) for end in (low, high) for mu in (self.mu, *(setpoints or ()))]
+        farthest: Vector = np.max(distances, axis=0)
         # A variable without weight may be unbounded.
         farthest[self.w == 0] = 0.0
         if self.form == "deviation":

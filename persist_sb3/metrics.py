@@ -175,6 +175,7 @@ class EpisodeRecord:
     :param env: index of the environment
     :param timestep: how many steps all environments together had made when it ended
     :param interventions: steps at which a shield changed the action; None without a shield
+    :param stage: of the curriculum, from 0, in which it ended; None without a curriculum
     """
 
     length: int
@@ -193,6 +194,7 @@ class EpisodeRecord:
     env: int = 0
     timestep: int = 0
     interventions: int | None = None
+    stage: int | None = None
 
     @property
     def survived(self) -> bool:
@@ -219,8 +221,8 @@ class EpisodeRecord:
         """
         values = json.loads(line)
         try:
-            # Lines from before there were shields do not say.
-            values = {"interventions": None, **values}
+            # Lines from before there were shields and curricula do not say.
+            values = {"interventions": None, "stage": None, **values}
             return cls(**{name.name: values[name.name] for name in fields(cls)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an episode record ({error!r} is missing or wrong): {line!r}") from error

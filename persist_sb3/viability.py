@@ -270,6 +270,26 @@ class ViabilitySet:
         tightened._compile()
         return tightened
 
+    def slack(self, k: float) -> float:
+        """
+        By how much the scaled margins of ``tighten(k)`` exceed this set's, for ``k`` up to 1:
+        ``(1 / k - 1) * min_j margins(mu)_j``. The margin of an affine side ``g`` about the setpoint is
+        ``g(mu + k (x - mu)) / k = g(x) + (1 / k - 1) g(mu)``, so with the default scale and limits on one side of each
+        variable this is exact; for other concave margins (a convex set) it is a lower bound.
+
+        :param k: in ``(0, 1]``
+        :return: at least 0
+        :raises ValueError: if ``k`` is out of its range
+        :raises RuntimeError: if the set has no ``mu``
+        """
+        if not 0 < k <= 1:
+            raise ValueError(f"k must be in (0, 1], not {k}")
+        if k == 1:
+            return 0.0
+        if self.mu is None:
+            raise RuntimeError("a viability set without a setpoint cannot be widened; give it mu")
+        return (1 / k - 1) * float(self.margins(self.mu).min())
+
     def _identity(self) -> tuple[Any, ...]:
         vectors = (None if v is None else tuple(v.tolist()) for v in (self.mu, self.low, self.high, self.scale))
         return self.constraints, self.dims, self.tightness, *vectors

@@ -5,12 +5,15 @@ from persist_sb3.callbacks.base import PersistCallback, bind_all
 from persist_sb3.callbacks.behaviour_cloning import BehaviourCloningCallback
 from persist_sb3.callbacks.belief import BeliefCallback
 from persist_sb3.callbacks.calibration import CalibrationCallback
+from persist_sb3.callbacks.curriculum import CurriculumCallback
 from persist_sb3.callbacks.empowerment import EmpowermentCallback
 from persist_sb3.callbacks.internal_model import InternalModelCallback
+from persist_sb3.callbacks.lagrange import LagrangeCallback
 from persist_sb3.callbacks.latent import LatentWorldModelCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
 from persist_sb3.callbacks.safety_network import SafetyNetworkCallback
+from persist_sb3.callbacks.setpoint import SetpointCallback
 from persist_sb3.callbacks.viability import ViabilityCallback
 from persist_sb3.callbacks.world_model import WorldModelCallback
 
@@ -18,13 +21,16 @@ __all__ = [
     "BehaviourCloningCallback",
     "BeliefCallback",
     "CalibrationCallback",
+    "CurriculumCallback",
     "EmpowermentCallback",
     "InternalModelCallback",
+    "LagrangeCallback",
     "LatentWorldModelCallback",
     "MetricsCallback",
     "PersistCallback",
     "RNDCallback",
     "SafetyNetworkCallback",
+    "SetpointCallback",
     "ViabilityCallback",
     "WorldModelCallback",
     "bind_all",

@@ -41,6 +41,9 @@ class MetricsCallback(PersistCallback):
       violated this constraint first).
 
     It needs environments that publish ``info["internal"]`` and declare ``viability`` (``InternalState`` does both).
+    All of it is about the declared constraints, also while a curriculum widens them: an episode then goes on after what
+    counts as a violation here.
+
     Each finished episode becomes a line of ``persist.jsonl``, beside the Monitor's file, at most 64 steps of the
     vectorised environment later; see :func:`persist_sb3.metrics.read_episodes`. Training is the same, bit for bit, with
     and without.
@@ -82,6 +85,7 @@ class MetricsCallback(PersistCallback):
         self._viability: ViabilitySet
         self._tracker: EpisodeTracker | None = None
         self._began_at = 0
+        self._stage: int | None = None
         self._logged_at = 0
         self._file: TextIO | None = None
 
@@ -143,6 +147,10 @@ class MetricsCallback(PersistCallback):
                 shielded=intervened is not None,
             )
             self._began_at = self.num_timesteps - len(step)
+        stage = self.locals["infos"][0].get("persist", {}).get("stage")
+        if stage != self._stage:
+            self._catch_up()
+            self._stage = stage
         self._keep(
             self._tracker.step(step.next_internal, step.reward, step.terms, step.done, step.truncated, intervened)
         )
@@ -151,6 +159,7 @@ class MetricsCallback(PersistCallback):
     def _keep(self, records: Sequence[EpisodeRecord]) -> None:
         for record in records:
             record.timestep += self._began_at
+            record.stage = self._stage
             self._episodes += 1
             if record.violated is not None:
                 self._deaths[record.violated] += 1

@@ -139,6 +139,8 @@ class RolloutVerifier:
         self.criterion: Criterion = criterion
         self.threshold = threshold
         self._belief = belief
+        #: Scaled margin below which a constraint counts as broken.
+        self.limit = 0.0
 
     def __call__(self, state: Floats, action: Floats) -> Verdict:
         """
@@ -191,13 +193,13 @@ class RolloutVerifier:
             # Nothing that happens after a constraint has broken counts.
             closer = (margin < least) & (step == NONE)
             least[closer], constraint[closer] = margin[closer], worst[closer]
-            step[closer & (margin < 0.0)] = now
+            step[closer & (margin < self.limit)] = now
             course = self._backup(state)
             action = course.action
-        slack = least
+        slack = least - np.float32(self.limit)
         if course.value is not None and course.constraint is not None:
             value = np.nan_to_num(course.value, nan=UNFORESEEABLE)
-            slack = np.minimum(least, value - self.threshold)
+            slack = np.minimum(slack, value - self.threshold)
             closer = (value < least) & (step == NONE)
             least, constraint = np.where(closer, value, least), np.where(closer, course.constraint, constraint)
         least = np.where(least == UNFORESEEABLE, np.nan, least)

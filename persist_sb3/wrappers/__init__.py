@@ -33,6 +33,7 @@ from persist_sb3.wrappers.belief_state import (
     VecBeliefState,
     VectorBeliefState,
 )
+from persist_sb3.wrappers.cost_penalty import CostPenalty, VecCostPenalty, VectorCostPenalty
 from persist_sb3.wrappers.empowerment_bonus import EmpowermentBonus, VecEmpowermentBonus, VectorEmpowermentBonus
 from persist_sb3.wrappers.homeostat_reward import (
     HomeostatReward,
@@ -50,6 +51,7 @@ from persist_sb3.wrappers.partial_observation import (
     VecPartialObservation,
     VectorPartialObservation,
 )
+from persist_sb3.wrappers.random_setpoint import RandomSetpoint, VecRandomSetpoint, VectorRandomSetpoint
 from persist_sb3.wrappers.reach_avoid_planner import (
     PlannerError,
     PlannerPolicy,
@@ -65,6 +67,7 @@ __all__ = [
     "ActionShield",
     "BeliefError",
     "BeliefState",
+    "CostPenalty",
     "EmpowermentBonus",
     "HomeostatReward",
     "InternalState",
@@ -73,26 +76,31 @@ __all__ = [
     "PlannerError",
     "PlannerPolicy",
     "RNDBonus",
+    "RandomSetpoint",
     "ReachAvoidPlanner",
     "SMiRLBonus",
     "ShieldError",
     "TerminateOnViolation",
     "VecActionShield",
     "VecBeliefState",
+    "VecCostPenalty",
     "VecEmpowermentBonus",
     "VecHomeostatReward",
     "VecInternalState",
     "VecPartialObservation",
     "VecRNDBonus",
+    "VecRandomSetpoint",
     "VecReachAvoidPlanner",
     "VecSMiRLBonus",
     "VectorActionShield",
     "VectorBeliefState",
+    "VectorCostPenalty",
     "VectorEmpowermentBonus",
     "VectorHomeostatReward",
     "VectorInternalState",
     "VectorPartialObservation",
     "VectorRNDBonus",
+    "VectorRandomSetpoint",
     "VectorReachAvoidPlanner",
     "VectorSMiRLBonus",
 ]

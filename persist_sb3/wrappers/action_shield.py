@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from persist_sb3.batch import Batch, take, with_rows
+from persist_sb3.curriculum import Demands, StageInForce
 from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.belief import BeliefColumns
@@ -30,7 +31,7 @@ from persist_sb3.shield.caution import CautiousCritic
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.enumerated import Verifier
 from persist_sb3.shield.lookahead import CALLBACKS, MODES, Function, LookAhead, Mode, trained
-from persist_sb3.shield.rollouts import Policy
+from persist_sb3.shield.rollouts import Policy, RolloutVerifier
 from persist_sb3.state import last_loaded
 from persist_sb3.streams import Streams
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
@@ -210,6 +211,8 @@ class ActionShieldLayer(Layer):
         self._calibration: Calibration | None = None
         self._shield: Shield | None = None
         self._critic_alone: Shield | None = None
+        self._verifier: RolloutVerifier | AmortisedVerifier | None = None
+        self._demanded = False
         self._bound = self._warned = self._warned_of_failure = False
         self._observation: Batch = None
         self._x = np.zeros((num_envs, self.spec.internal_dim))
@@ -267,9 +270,10 @@ class ActionShieldLayer(Layer):
         if self.mode == "critic":
             return self._make(None, self.band, critic)
         if self.mode == "amortised":
-            return self._make(AmortisedVerifier(models["safety"], critic, search.conf), np.inf, critic)
-        band = self.band if self.mode == "verify" else np.inf
-        return self._make(search.verifier(self.spec, models), band, critic)
+            self._verifier = AmortisedVerifier(models["safety"], critic, search.conf)
+            return self._make(self._verifier, np.inf, critic)
+        self._verifier = search.verifier(self.spec, models)
+        return self._make(self._verifier, self.band if self.mode == "verify" else np.inf, critic)
 
     def _make(self, verifier: Verifier | None, band: float, critic: Any) -> Shield:
         if not self.spec.continuous:
@@ -322,9 +326,64 @@ class ActionShieldLayer(Layer):
         if len(self._models) < len(self._needed) or (self.calibrated and self._calibration is None):
             self._find_models()
         shield = self._most_trusted()
-        if shield is not None and self.calibrated and self._calibration is not None:
-            shield.threshold = self._calibration.threshold
+        if shield is not None:
+            calibration = self._calibration if self.calibrated else None
+            self._demand(shield, self.threshold if calibration is None else calibration.threshold)
         return shield
+
+    def _demand(self, shield: Shield, threshold: float) -> None:
+        """
+        Ask of the shield what is in force now. Models know the declared constraints, whatever the stage: what is safe
+        within wider ones is what has a value lower by so much (:meth:`ViabilitySet.slack
+        <persist_sb3.viability.ViabilitySet.slack>`), since the backup that the critic is trained by commutes with
+        adding a constant to every margin. So nothing need be learned anew when they tighten.
+
+        :param shield: that judges now
+        :param threshold: where no stage says otherwise
+        """
+        if self.curriculum is None and not self._demanded:
+            shield.threshold = threshold
+            return
+        self._demanded = True
+        demands = self.demands
+        limit = -self.spec.viability.slack(demands.tightness)
+        asked = demands.threshold
+        shield.threshold = limit + (threshold if asked is None else asked)
+        if self._verifier is not None:
+            self._verifier.conf = self.lookahead.conf if demands.conf is None else demands.conf
+        if isinstance(self._verifier, RolloutVerifier):
+            self._verifier.limit = limit
+            self._verifier.threshold = limit + (self.lookahead.threshold if asked is None else asked)
+
+    def follow(self, curriculum: StageInForce | None) -> None:
+        for demands in () if curriculum is None else curriculum.plan:
+            self._check_demands(demands)
+        super().follow(curriculum)
+
+    def _check_demands(self, demands: Demands) -> None:
+        """
+        :param demands: of a stage
+        :raises RuntimeError: if the shield cannot do what it asks, or would be loosened afterwards
+        """
+        if self.mode == "amortised" and (demands.tightness != 1.0 or demands.threshold is not None):
+            raise RuntimeError(
+                "mode='amortised' learns what is safe within the declared constraints and threshold: a curriculum can "
+                "change conf alone. Use mode='verify', or leave tightness and threshold out of the stages"
+            )
+        if self.calibrated and (demands.threshold is not None or demands.conf is not None):
+            raise RuntimeError(
+                f"threshold={CALIBRATED!r} measures the threshold for the declared conf: leave threshold and conf out "
+                "of the stages"
+            )
+        if self.mode == "critic" and demands.conf is not None:
+            raise RuntimeError(f"conf={demands.conf} of a stage is nothing that mode='critic' asks: use mode='verify'")
+        for key, own in (("threshold", self.threshold), ("conf", self.lookahead.conf)):
+            value = getattr(demands, key)
+            if value is not None and value > own:
+                raise RuntimeError(
+                    f"a stage asks for {key}={value}, more than ActionShield's {key}={own}, which follows: stages "
+                    "may only tighten"
+                )
 
     def _most_trusted(self) -> Shield | None:
         if len(self._models) == len(self._needed) and trained(self._models.values(), self.min_updates):

@@ -72,6 +72,11 @@ class LayerOwner:
         self.layer = layer
         self._step = Step()
 
+    def _bind_layer(self, bundle: Mapping[str, Any], training: bool) -> None:
+        # Here, since layers that have models of their own do not pass this on. Evaluation is of what is declared.
+        self.layer.follow(bundle.get("curriculum") if training else None)
+        self.layer.bind(bundle, training=training)
+
     def _turn_over(
         self, ended: NDArray[np.intp], observation: Batch, infos: Infos, set_last: Callable[[int, Any], None]
     ) -> Batch:
@@ -118,7 +123,7 @@ class LayerWrapper(LayerOwner, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         :param bundle: the models, by name
         :param training: False in evaluation
         """
-        self.layer.bind(bundle, training=training)
+        self._bind_layer(bundle, training)
         if self.env.has_wrapper_attr("bind"):
             self.env.get_wrapper_attr("bind")(bundle, training=training)
 
@@ -175,7 +180,7 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
         :param bundle: the models, by name
         :param training: False in evaluation
         """
-        self.layer.bind(bundle, training=training)
+        self._bind_layer(bundle, training)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         self._pending_seeds = self.venv.seed(seed)
@@ -278,7 +283,7 @@ class VectorLayerWrapper(LayerOwner, VectorWrapper[Any, Any, Any, Any, Any]):
         :param bundle: the models, by name
         :param training: False in evaluation
         """
-        self.layer.bind(bundle, training=training)
+        self._bind_layer(bundle, training)
         if isinstance(self.env, VectorLayerWrapper):
             self.env.bind(bundle, training=training)
 

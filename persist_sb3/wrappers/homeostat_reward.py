@@ -1,6 +1,7 @@
 """A reward for internal variables that are where they should be."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,8 +9,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch
+from persist_sb3.curriculum import StageInForce
 from persist_sb3.homeostat import Homeostat
 from persist_sb3.infos import Infos
+from persist_sb3.lagrange import Multiplier
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
 
@@ -20,13 +23,14 @@ class HomeostatRewardLayer(Layer):
     reports it as ``info["reward_terms"]["homeo"]``. Death is a violated constraint (``info["cost"]``), whatever the
     environment's ``terminated`` says.
 
-    :param mu: setpoints, one a variable. Default: those of the constraints below
+    :param mu: setpoints, one a variable. Default: those that ``RandomSetpoint`` below draws, or else those of the
+        constraints
     :param w: weight of each variable's deviation. Default: 1 each
     :param form: ``"deviation"`` or ``"drive_reduction"``
     :param n: exponent inside the drive
     :param m: root of the drive
     :param alive_bonus: added at every step that violates no constraint; ``"auto"``: the least bonus with which life
-        inside the constraints cannot lose (:meth:`~persist_sb3.homeostat.Homeostat.safe_alive_bonus`)
+        inside the constraints in force cannot lose (:meth:`~persist_sb3.homeostat.Homeostat.safe_alive_bonus`)
     :param death_penalty: subtracted at a step that violates one
     :param weight: ``lambda_H``, at least 0
     :raises ValueError: if a parameter is out of its range
@@ -49,6 +53,7 @@ class HomeostatRewardLayer(Layer):
         self._alive_bonus = alive_bonus
         self._form: dict[str, Any] = {"form": form, "n": n, "m": m, "death_penalty": death_penalty}
         self.weight = weight
+        self._multiplier: Multiplier | None = None
 
     def attach(
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
@@ -63,26 +68,85 @@ class HomeostatRewardLayer(Layer):
         for key, values in (("mu", mu), ("w", w)):
             if len(values) != len(names):
                 raise RuntimeError(f"{key} has {len(values)} entries for {len(names)} internal variables {list(names)}")
+        self._range: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        with contextlib.suppress(RuntimeError):
+            self._range = lookup("setpoint_range")
+        if self._range is not None and self._mu is not None:
+            raise RuntimeError(
+                f"HomeostatReward(mu={list(self._mu)}) fixes the setpoints, and RandomSetpoint below draws them: leave "
+                "mu out"
+            )
+        self._viability = viability
+        self._setpoint, self._weights = mu, w
+        self._mus = np.tile(np.asarray(mu, dtype=np.float64), (num_envs, 1))
+        self._adjust(1.0)
+        self.homeostat.check(viability)
+        self._x = np.zeros((num_envs, len(names)))
+
+    def _adjust(self, tightness: float) -> None:
+        """
+        :param tightness: of the constraints that the reward is to be fit for
+        """
         bonus = self._alive_bonus
         if bonus == "auto":
-            bonus = Homeostat(mu, w, **self._form).safe_alive_bonus(viability)
+            viability = self._viability if tightness == 1.0 else self._viability.tighten(tightness)
+            bonus = Homeostat(self._setpoint, self._weights, **self._form).safe_alive_bonus(
+                viability, setpoints=self._range
+            )
             if not np.isfinite(bonus):
                 raise RuntimeError(
                     f"alive_bonus='auto' needs limits on both sides of every variable that has a weight, and "
                     f"{viability.box()} leaves one open: give InternalState low=[...] and high=[...], or a number here"
                 )
-        self.homeostat = Homeostat(mu, w, alive_bonus=bonus, **self._form)
-        self.homeostat.check(viability)
-        self._x = np.zeros((num_envs, len(names)))
+        self._tightness = tightness
+        self.homeostat = Homeostat(self._setpoint, self._weights, alive_bonus=bonus, **self._form)
+
+    def follow(self, curriculum: StageInForce | None) -> None:
+        for demands in () if curriculum is None else curriculum.plan:
+            self._check_gain(demands.tightness)
+        super().follow(curriculum)
+
+    def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
+        multiplier: Multiplier | None = bundle.get("lagrange")
+        self._multiplier = multiplier if multiplier is not None and multiplier.scales == "homeostat" else None
+        if self._multiplier is not None:
+            if self.curriculum is not None and any(d.homeo_factor != 1.0 for d in self.curriculum.plan):
+                raise RuntimeError(
+                    "LagrangeCallback(scales='homeostat') finds the weight of HomeostatReward, and a curriculum sets "
+                    "it: leave homeo_factor out of the stages"
+                )
+            self._check_gain(1.0)
+
+    def _check_gain(self, tightness: float) -> None:
+        """
+        :param tightness: of the constraints in force
+        :raises RuntimeError: if a step inside them can cost the agent something: the more the weight of that, the more
+            it would gain by dying
+        """
+        if self._alive_bonus == "auto":
+            return
+        viability = self._viability.tighten(tightness)
+        enough = self.homeostat.safe_alive_bonus(viability, setpoints=self._range)
+        if self.homeostat.alive_bonus < enough:
+            raise RuntimeError(
+                f"alive_bonus={self._alive_bonus} lets a step inside the constraints (tightness {tightness:g}) cost "
+                f"{enough - self.homeostat.alive_bonus:.4g}, and with a weight that rises the agent would be paid to "
+                f"die: use alive_bonus='auto', or at least {enough:.4g}"
+            )
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         self._x[slots] = infos.column(("internal",), slots)
+        if self._range is not None:
+            self._mus[slots] = infos.column(("setpoint",), slots)
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        infos, everyone = step.infos, self.everyone
+        infos, everyone, demands = step.infos, self.everyone, self.demands
+        if demands.tightness != self._tightness:
+            self._adjust(demands.tightness)
         x = infos.column(("internal",), everyone)
         dead = infos.column(("cost",), everyone) > 0.0
-        homeo = self.weight * self.homeostat.reward(self._x, x, dead) * step.live
+        weight = demands.homeo_factor * self.weight if self._multiplier is None else float(self._multiplier.value)
+        homeo = weight * self.homeostat.reward(self._x, x, dead, self._mus) * step.live
         self._x = x
         infos.publish("reward_terms", everyone, homeo, "homeo")
         return step.reward + homeo

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, flatten, with_rows
+from persist_sb3.curriculum import StageInForce
 from persist_sb3.infos import Infos
 from persist_sb3.internal import InternalSource, SimulatedVariable
 from persist_sb3.symmetry import Symmetry
@@ -28,6 +29,9 @@ class InternalStateLayer(Layer):
     ``info["internal"]`` (``x``), ``info["cost"]`` (1.0 on a step after which a constraint is violated, else 0.0),
     ``info["persist"]["margin"]`` (the smallest scaled margin) and ``info["reward_terms"]["task"]``. It leaves the
     reward alone and ends no episode.
+
+    While a :class:`~persist_sb3.callbacks.CurriculumCallback` widens the constraints, ``cost`` is about those in force,
+    ``margin`` about those declared, and ``info["persist"]["stage"]`` tells the stage.
 
     :param dims: names of the internal variables. Default: the environment's own ``internal_names``
     :param sources: where each variable is: ``"info.energy"``, ``"info.internal[0]"``, ``"obs[2]"``, ``"obs.battery"``,
@@ -88,7 +92,8 @@ class InternalStateLayer(Layer):
         self.internal_names: tuple[str, ...] = tuple(self._given_dims or lookup("internal_names"))
         self._source = InternalSource(self.internal_names, self._sources)
         self._source.attach(num_envs, observation_space, action_space)
-        self.viability = self._viability(lookup)
+        self.viability = self._in_force = self._viability(lookup)
+        self._tightness = 1.0
         self.internal_entries: dict[str, str] = dict(self._source.entries)
         if self._sources is None and self.internal_names == tuple(declared(lookup, "internal_names", ())):
             self.internal_entries = dict(lookup("internal_entries"))
@@ -125,6 +130,22 @@ class InternalStateLayer(Layer):
             high=high.tolist() if self._high is None else self._high,
             scale=self._scale,
         )
+
+    @property
+    def in_force(self) -> ViabilitySet:
+        """The constraints that count now: those declared, unless a curriculum widens them."""
+        tightness = self.demands.tightness
+        if tightness != self._tightness:
+            self._tightness = tightness
+            self._in_force = self.viability if tightness == 1.0 else self.viability.tighten(tightness)
+        return self._in_force
+
+    def follow(self, curriculum: StageInForce | None) -> None:
+        if curriculum is not None and self.viability.mu is None and any(d.tightness != 1.0 for d in curriculum.plan):
+            raise RuntimeError(
+                "a curriculum widens the constraints about the setpoint, and there is none: give InternalState mu=[...]"
+            )
+        super().follow(curriculum)
 
     def _appended(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
         low, high = self.viability.low.astype(np.float32), self.viability.high.astype(np.float32)
@@ -164,14 +185,18 @@ class InternalStateLayer(Layer):
 
     def after(self, step: Step) -> NDArray[np.float64]:
         self._steps += 1
+        in_force = self.in_force
         self.x = self._source.step(step.next_observation, step.action, step.reward, step.infos, step.live)
         if self.check_finite:
             self._check(self.everyone, step.next_observation)
         margin = self.viability.margins(self.x).min(axis=1)
+        kept = margin if in_force is self.viability else in_force.margins(self.x).min(axis=1)
         infos, everyone = step.infos, self.everyone
         infos.publish("internal", everyone, self.x)
-        infos.publish("cost", everyone, (margin < 0.0).astype(np.float64))
+        infos.publish("cost", everyone, (kept < 0.0).astype(np.float64))
         infos.publish("persist", everyone, margin, "margin")
+        if self.curriculum is not None:
+            infos.publish("persist", everyone, np.full(self.num_envs, int(self.curriculum.stage)), "stage")
         infos.publish("reward_terms", everyone, step.reward, "task")
         return step.reward
 
@@ -224,8 +249,13 @@ class _Declarations(LayerOwner):
 
     @property
     def viability(self) -> ViabilitySet:
-        """The constraints on them."""
+        """The constraints on them, as declared."""
         return self.layer.viability
+
+    @property
+    def in_force(self) -> ViabilitySet:
+        """The constraints that count now: those declared, unless a curriculum widens them."""
+        return self.layer.in_force
 
     @property
     def internal_entries(self) -> dict[str, str]:

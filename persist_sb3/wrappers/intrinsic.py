@@ -48,7 +48,7 @@ class BonusLayer(Layer):
 
     def after(self, step: Step) -> NDArray[np.float64]:
         self._steps += 1
-        bonus = self.weight * self.bonus(step)
+        bonus = self.demands.intr_factor * self.weight * self.bonus(step)
         if not step.live.all():
             bonus = np.where(step.live, bonus, 0.0)
         if not np.isfinite(bonus).all():

@@ -8,9 +8,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch
+from persist_sb3.curriculum import Demands, StageInForce
 from persist_sb3.infos import Infos
 
 Lookup = Callable[[str], Any]
+
+_DECLARED = Demands()
 
 
 def declared(lookup: Lookup, name: str, default: Any) -> Any:
@@ -82,6 +85,12 @@ class Layer:
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     everyone: NDArray[np.intp]
+    curriculum: StageInForce | None = None
+
+    @property
+    def demands(self) -> Demands:
+        """What a curriculum asks now; without one, and in evaluation, what the layers declare."""
+        return _DECLARED if self.curriculum is None else self.curriculum.demands
 
     @property
     def views(self) -> bool:
@@ -118,6 +127,16 @@ class Layer:
         :param bundle: the models, by name
         :param training: False in evaluation, where running statistics and counters must stand still
         """
+
+    def follow(self, curriculum: StageInForce | None) -> None:
+        """
+        Let :attr:`demands` follow a curriculum from now on. A layer that takes part in one checks here whether it can
+        do all that will be asked.
+
+        :param curriculum: the stage in force; None in evaluation
+        :raises RuntimeError: if a stage asks for something that the layer cannot do
+        """
+        self.curriculum = curriculum
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         """

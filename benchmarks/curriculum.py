@@ -1,0 +1,173 @@
+"""
+What a curriculum adds: PPO on GridLife with the scent of food, with the same budget of steps in one go and in stages,
+with and without the shield. Every agent is evaluated on layouts that it has not seen, under the declared constraints::
+
+    python -m benchmarks.curriculum                                  # 3 seeds, 100k steps, 100 test episodes an agent
+    python -m benchmarks.curriculum --seeds 1 --timesteps 30000      # a quick look
+
+Violations in training are counted against the declared constraints, also while they are wider: an episode then goes on
+after them. Deaths are the episodes that ended with a violation of those in force.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from benchmarks.agents import Records, intervals
+from persist_sb3.callbacks import CurriculumCallback, MetricsCallback, ViabilityCallback
+from persist_sb3.envs.vector import GridLifeVecEnv
+from persist_sb3.evaluation import evaluate
+from persist_sb3.metrics import survival_curve
+from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInternalState
+
+Stages = list[dict[str, Any]]
+
+
+def stages(condition: str, timesteps: int) -> Stages:
+    """
+    :param condition: a name in :data:`CONDITIONS`
+    :param timesteps: of the whole training
+    :return: stages before what is declared
+    """
+    quarter = timesteps // 4
+    tightness: Stages = [{"steps": quarter, "tightness": 0.5}, {"steps": quarter, "tightness": 0.75}]
+    weights: Stages = [{"steps": quarter, "homeo_factor": 0.1}, {"steps": quarter, "homeo_factor": 0.4}]
+    return {
+        "in one go": [],
+        "constraints": tightness,
+        "constraints, by stability": [{**stage, "violation_rate": 0.5, "episodes": 100} for stage in tightness],
+        "weights": weights,
+        "constraints and weights": [{**a, **b} for a, b in zip(tightness, weights, strict=True)],
+    }[condition]
+
+
+CONDITIONS = ("in one go", "constraints", "constraints, by stability", "weights", "constraints and weights")
+
+
+def make_env(split: str, num_envs: int, shield: bool) -> VecEnv:
+    """
+    :param split: which layouts
+    :param num_envs: how many
+    :param shield: whether actions are filtered
+    :return: GridLife in its layers
+    """
+    venv: VecEnv = VecInternalState(GridLifeVecEnv(num_envs, flat=True, scent=True, split=split))
+    venv = VecHomeostatReward(venv, w=[1.0, 0.5, 1.5], weight=0.5, alive_bonus="auto", death_penalty=20.0)
+    return VecActionShield(venv, threshold=0.05) if shield else venv
+
+
+class Episodes(MetricsCallback):
+    """Keeps every episode of the training, and counts those that ended with a violation."""
+
+    def __init__(self) -> None:
+        super().__init__(window=1_000_000)
+        self.deaths = 0
+
+    def _on_step(self) -> bool:
+        step = self.store.read(self.locals)
+        self.deaths += int((step.terminated & (step.cost > 0.0)).sum())
+        return super()._on_step()
+
+
+def run(condition: str, shield: bool, seed: int, timesteps: int, episodes: int) -> dict[str, float]:
+    """
+    Train an agent, and evaluate it.
+
+    :param condition: a name in :data:`CONDITIONS`
+    :param shield: whether actions are filtered
+    :param seed: of everything
+    :param timesteps: of the training
+    :param episodes: of the evaluation
+    :return: figures, by name
+    """
+    env = VecNormalize(make_env("train", 8, shield), norm_reward=True, gamma=0.98)
+    model = PPO(
+        "MlpPolicy",
+        env,
+        learning_rate=7e-4,
+        n_steps=256,
+        batch_size=256,
+        gamma=0.98,
+        gae_lambda=0.9,
+        policy_kwargs={"net_arch": [128, 128], "activation_fn": torch.nn.ReLU},
+        seed=seed,
+        device="cpu",
+    )
+    record = Episodes()
+    callbacks: list[BaseCallback] = [record]
+    if shield:
+        callbacks.append(ViabilityCallback(train_freq=2))
+    plan = stages(condition, timesteps)
+    if plan:
+        callbacks.append(CurriculumCallback(plan))
+    model.learn(timesteps, callback=callbacks)
+    layers = make_env("test", 20, shield)
+    if shield:
+        assert isinstance(layers, VecActionShield)
+        layers.bind(model.persist.bundle(), training=False)  # type: ignore[attr-defined]
+    test_env = VecNormalize(layers, training=False, norm_reward=False)
+    test_env.obs_rms = env.obs_rms
+    test: Records = [
+        episode.record for episode in evaluate(model, test_env, episodes, deterministic=False, seed=1_000_000)
+    ]
+    return {
+        "survival share": float(np.mean([e.survived for e in test])),
+        "mean time alive": survival_curve(test).restricted_mean(),
+        "task return an episode": float(np.mean([e.task_return for e in test])),
+        "deaths while training": float(record.deaths),
+        "violations while training": float(record.violations),
+        "stage at the end": float(model.persist.parts["curriculum_progress"].index if plan else 0),  # type: ignore[attr-defined]
+    }
+
+
+def main() -> None:
+    """Train, evaluate, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
+    parser.add_argument("--timesteps", type=int, default=100_000, help="environment steps an agent")
+    parser.add_argument("--episodes", type=int, default=100, help="test episodes an agent")
+    parser.add_argument("--shield", nargs="+", choices=["off", "on"], default=["off", "on"], help="which settings")
+    parser.add_argument("--only", nargs="+", choices=CONDITIONS, default=CONDITIONS, help="conditions. Default: all")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    own = parser.parse_args()
+
+    path = own.output / "curriculum.json"
+    size = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    results: dict[str, Any] = before if all(before.get(key) == value for key, value in size.items()) else dict(size)
+    work = [(shield, condition, seed) for shield in own.shield for condition in own.only for seed in range(own.seeds)]
+    own.output.mkdir(parents=True, exist_ok=True)
+    with Progress() as progress:
+        training = progress.add_task("training", total=len(work))
+        for shield, condition, seed in work:
+            done = results.setdefault(f"shield {shield}", {}).setdefault(condition, {})
+            if str(seed) not in done:
+                done[str(seed)] = run(condition, shield == "on", seed, own.timesteps, own.episodes)
+                path.write_text(json.dumps(results, indent=2) + "\n")
+            progress.advance(training)
+    for shield in own.shield:
+        found = results[f"shield {shield}"]
+        table = Table(title=f"shield {shield}, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]")
+        table.add_column("")
+        for condition in own.only:
+            table.add_column(condition, justify="right")
+        for figure in found[own.only[0]]["0"]:
+            scores = {c: np.array([found[c][str(seed)][figure] for seed in range(own.seeds)]) for c in own.only}
+            style = ".3f" if "share" in figure else ".1f"
+            cells = (f"{m:{style}} [{low:{style}}, {high:{style}}]" for m, low, high in intervals(scores).values())
+            table.add_row(figure, *cells)
+        Console(width=180).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Setpoints that change from episode to episode, so that one agent learns to keep any of them."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from persist_sb3.batch import Batch, flatten, with_rows
+from persist_sb3.infos import Infos
+from persist_sb3.setpoint import SetpointInForce
+from persist_sb3.state import last_loaded
+from persist_sb3.streams import Streams
+from persist_sb3.viability import unknown_name
+from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.layer import Layer, Lookup, Step
+
+KEY = "setpoint"
+
+Floats = NDArray[np.float64]
+
+
+class RandomSetpointLayer(Layer):
+    """
+    Draws the setpoints ``mu`` of some internal variables anew for every episode, shows them to the agent, and publishes
+    all setpoints as ``info["setpoint"]``, ``(d,)``, at every reset and step. A ``HomeostatReward`` around it rewards by
+    these. The agent so becomes one for any setpoint in the ranges (a context-conditioned policy; universal value
+    function approximators, Schaul et al., ICML 2015): :meth:`set_setpoint` chooses one at test time.
+
+    The observation grows by one entry for each variable with a range: a Dict gets a key ``setpoint``, a Box entries at
+    its end, and any other space is flattened (in the order of ``gymnasium.spaces.flatten``) first.
+
+    In evaluation, where callbacks bind the layers with ``training=False``, the setpoints are those declared with the
+    constraints, so that scores compare; or, as in a replay, those that a
+    :class:`~persist_sb3.callbacks.SetpointCallback` has found.
+
+    :param ranges: least and greatest setpoint, by name of the variable; within the constraints
+    :raises ValueError: if there is no range, or one is empty
+    """
+
+    def __init__(self, ranges: Mapping[str, Sequence[float]]) -> None:
+        if not ranges:
+            raise ValueError(
+                "ranges={} leaves no setpoint to draw: give one variable a range, as {'energy': [0.5, 0.9]}"
+            )
+        for name, bounds in ranges.items():
+            if len(bounds) != 2 or not bounds[0] < bounds[1] or not np.isfinite(bounds).all():
+                raise ValueError(f"ranges[{name!r}]={bounds!r} must be [least, greatest], finite and in this order")
+        self.ranges = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+
+    @property
+    def views(self) -> bool:
+        return True
+
+    def attach(
+        self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
+    ) -> None:
+        super().attach(num_envs, observation_space, action_space, lookup)
+        viability = lookup("viability")
+        if viability.mu is None:
+            raise RuntimeError("RandomSetpoint needs setpoints to begin with: give InternalState mu=[...]")
+        self._names = viability.dims
+        self._declared: Floats = viability.mu
+        low, high = viability.mu.copy(), viability.mu.copy()
+        floor, ceiling = viability.box()
+        for name, bounds in self.ranges.items():
+            if name not in self._names:
+                raise RuntimeError(f"RandomSetpoint(ranges=...): {unknown_name(name, self._names)}")
+            column = self._names.index(name)
+            low[column], high[column] = bounds
+            if not floor[column] <= bounds[0] < bounds[1] <= ceiling[column]:
+                raise RuntimeError(
+                    f"the setpoints of {name!r}, {list(bounds)}, leave its constraints, [{floor[column]:g}, "
+                    f"{ceiling[column]:g}]: the agent would be paid to violate them"
+                )
+        #: Least and greatest setpoint of every variable, ``(d,)`` each.
+        self.setpoint_range: tuple[Floats, Floats] = (low, high)
+        self._columns = np.array([self._names.index(name) for name in self.ranges])
+        self._inner_space = observation_space
+        self.observation_space = self._extended(observation_space)
+        self._streams = Streams(num_envs, salt=zlib.crc32(type(self).__name__.encode()))
+        self._chosen: Floats | None = None
+        self._bound = False
+        self._draws = True
+        self._search: SetpointInForce | None = None
+        #: The setpoints of the episodes in progress, ``(n, d)``.
+        self.setpoints = np.tile(self._declared, (num_envs, 1))
+
+    def _extended(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
+        low, high = (bound[self._columns].astype(np.float32) for bound in self.setpoint_range)
+        # The declared setpoint may lie outside the range, and be shown in evaluation.
+        declared = self._declared[self._columns].astype(np.float32)
+        low, high = np.minimum(low, declared), np.maximum(high, declared)
+        if isinstance(space, spaces.Dict):
+            if KEY in space.spaces:
+                raise RuntimeError(f"the observation has a key {KEY!r} already: use one RandomSetpoint only")
+            return spaces.Dict({**space.spaces, KEY: spaces.Box(low, high, dtype=np.float32)})
+        flat = spaces.flatten_space(space)
+        if not isinstance(flat, spaces.Box):
+            raise RuntimeError(
+                f"RandomSetpoint cannot flatten {space}: wrap the environment so that it has a fixed size"
+            )
+        low, high = (np.append(*pair).astype(np.float32) for pair in ((flat.low, low), (flat.high, high)))
+        return spaces.Box(low, high, dtype=np.float32)
+
+    def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
+        self._streams.seed(slots, seeds)
+
+    def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
+        self._bound = True
+        self._draws = training
+        self._search = bundle.get("setpoint")
+
+    def set_setpoint(self, setpoint: Mapping[str, float] | None) -> None:
+        """
+        Choose setpoints for all episodes that begin from now on.
+
+        :param setpoint: by name, for variables that have a range, within it; the others stay as declared. None: as
+            before the first choice, drawn, or in evaluation those declared
+        :raises ValueError: if a variable has no range, or the setpoint lies outside
+        """
+        if setpoint is None:
+            self._chosen = None
+            return
+        chosen = self._declared.copy()
+        for name, value in setpoint.items():
+            if name not in self.ranges:
+                raise ValueError(f"RandomSetpoint draws no setpoint of {name!r}, only of {', '.join(self.ranges)}")
+            low, high = self.ranges[name]
+            if not low <= value <= high:
+                raise ValueError(f"setpoint of {name!r} is {value}, outside of what was trained, [{low:g}, {high:g}]")
+            chosen[self._names.index(name)] = value
+        self._chosen = chosen
+
+    def _fixed(self) -> Floats | None:
+        """
+        :return: the setpoints of an episode that begins now, ``(d,)``; None if they are drawn
+        """
+        if self._chosen is not None:
+            return self._chosen
+        if not self._bound:
+            loaded = last_loaded()
+            found = None if loaded is None else loaded.pending.get("setpoint")
+            if (
+                found is not None
+                and not torch.isnan(found["chosen"]).any()
+                and len(found["chosen"]) == len(self._names)
+            ):
+                replayed: Floats = found["chosen"].numpy()
+                return replayed
+        if self._draws:
+            return None
+        known = None if self._search is None else self._search.known()
+        return self._declared if known is None else known
+
+    def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
+        # Drawn whether it is needed or not, so that a choice changes nothing afterwards.
+        uniform = self._streams.uniform(slots, 1 + len(self._columns))
+        fixed = self._fixed()
+        setpoints = np.tile(self._declared if fixed is None else fixed, (len(slots), 1))
+        if fixed is None:
+            low, high = (bound[self._columns] for bound in self.setpoint_range)
+            setpoints[:, self._columns] = low + uniform[:, 1:] * (high - low)
+            if self._search is not None:
+                setpoints[uniform[:, 0] < self._search.share] = self._search.candidate.numpy()
+        # A new array: the rows of the old one were published.
+        self.setpoints = with_rows(self.setpoints, slots, setpoints)
+        infos.publish(KEY, slots, setpoints)
+
+    def after(self, step: Step) -> Floats:
+        step.infos.publish(KEY, self.everyone, self.setpoints)
+        return step.reward
+
+    def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
+        shown = self.setpoints[slots][:, self._columns].astype(np.float32)
+        if isinstance(self._inner_space, spaces.Dict):
+            return {**observation, KEY: shown}
+        return np.concatenate([flatten(self._inner_space, observation), shown], axis=1, dtype=np.float32)
+
+
+class _Setpoints(LayerOwner):
+    """What the three forms of RandomSetpoint say and do."""
+
+    layer: RandomSetpointLayer
+
+    @property
+    def setpoint_range(self) -> tuple[Floats, Floats]:
+        """Least and greatest setpoint of every variable, ``(d,)`` each."""
+        return self.layer.setpoint_range
+
+    def set_setpoint(self, setpoint: Mapping[str, float] | None) -> None:
+        """
+        Choose setpoints for all episodes that begin from now on, see :meth:`RandomSetpointLayer.set_setpoint`.
+
+        :param setpoint: by name; None: drawn again, or in evaluation those declared
+        :raises ValueError: if a variable has no range, or the setpoint lies outside
+        """
+        self.layer.set_setpoint(setpoint)
+
+
+class RandomSetpoint(_Setpoints, LayerWrapper):
+    """:class:`RandomSetpointLayer` around a ``gymnasium.Env``."""
+
+    layer_type = RandomSetpointLayer
+
+
+class VecRandomSetpoint(_Setpoints, VecLayerWrapper):
+    """:class:`RandomSetpointLayer` around SB3's ``VecEnv``."""
+
+    layer_type = RandomSetpointLayer
+
+
+class VectorRandomSetpoint(_Setpoints, VectorLayerWrapper):
+    """:class:`RandomSetpointLayer` around a ``gymnasium.vector.VectorEnv``."""
+
+    layer_type = RandomSetpointLayer
