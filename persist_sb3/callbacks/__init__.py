@@ -9,7 +9,9 @@ from persist_sb3.callbacks.internal_model import InternalModelCallback
 from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
 from persist_sb3.callbacks.safety_network import SafetyNetworkCallback
+from persist_sb3.callbacks.tensorboard import TensorBoardCallback
 from persist_sb3.callbacks.viability import ViabilityCallback
+from persist_sb3.callbacks.wandb import TrackCallback
 from persist_sb3.callbacks.world_model import WorldModelCallback
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "PersistCallback",
     "RNDCallback",
     "SafetyNetworkCallback",
+    "TensorBoardCallback",
+    "TrackCallback",
     "ViabilityCallback",
     "WorldModelCallback",
     "bind_all",
