@@ -198,8 +198,8 @@ class EmpowermentCallback(LearningCallback):
             )
         if self.dynamics is None and whole and self.actor.estimator == "logdet":
             raise RuntimeError(
-                "EmpowermentCallback: the log-det estimator differentiates the dynamics, and a latent world model has no "
-                "predict(state, action): use WorldModelCallback(kind='ensemble'), or estimator='infonce'"
+                "EmpowermentCallback: the log-det estimator differentiates the dynamics, and a latent world model has "
+                "no predict(state, action): use WorldModelCallback(kind='gaussian'), or estimator='infonce'"
             )
         self._outcomes = Outcomes(self.spec, self.actor.columns, self.resolution)
         self._uses = ["world_model", *(["internal_model"] if "internal_model" in trained_here else [])]
