@@ -122,7 +122,7 @@ class DynamicsModel(PredictiveModel):
         """
         return self._draw(*self._fast_gated(state, action, members), noise)
 
-    def moments(  # type: ignore[override]
+    def moments(
         self, state: Floats, action: Floats, members: NDArray[np.intp] | None = None
     ) -> tuple[Floats, Floats]:
         """
