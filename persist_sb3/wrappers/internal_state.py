@@ -97,10 +97,7 @@ class InternalStateLayer(Layer):
         self.internal_entries: dict[str, str] = dict(self._source.entries)
         if self._sources is None and self.internal_names == tuple(declared(lookup, "internal_names", ())):
             self.internal_entries = dict(lookup("internal_entries"))
-        self.symmetries = self._symmetries
-        if self.symmetries is None:
-            with contextlib.suppress(RuntimeError):
-                self.symmetries = lookup("symmetries")
+        self.symmetries = declared(lookup, "symmetries", None) if self._symmetries is None else self._symmetries
         if self.append:
             self.observation_space = self._appended(observation_space)
             if self.symmetries is not None:
