@@ -10,7 +10,7 @@ columns of the state that vary (0: exact; about 1: no better than the overall me
 and the linear regression (of each Discrete action by itself) of the same steps, which both models contain.
 
 *Cost*: CPU time per 1000 environment steps with each callback's defaults, in one thread, beside that of PPO with its
-own defaults in the same run::
+own defaults in the same run. Seeds whose results are there already are not learned again::
 
     python benchmarks/world_models.py                          # 2 seeds, about 10 minutes of CPU time
     python benchmarks/world_models.py --seeds 1 --only cost
@@ -200,15 +200,14 @@ def gaussian_nll(error: Floats, var: Floats) -> NDArray[np.float64]:
     return nll
 
 
-def predict(name: str, seed: int, fraction: float) -> dict[str, dict[str, float]]:
+def predict(name: str, seed: int, timesteps: int) -> dict[str, dict[str, float]]:
     """
     :param name: of the case
     :param seed: of everything
-    :param fraction: of the case's steps to learn from
+    :param timesteps: to learn from
     :return: by predictor, what was measured
     """
     case = CASES[name]
-    timesteps = round(fraction * case.timesteps)
     agent = untrained(make(case, seed), seed)
     latent = WorldModelCallback(kind="latent", train_freq=LATENT)
     recorder, world, internal = (
@@ -292,12 +291,19 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     path = arguments.output / "world_models.json"
+    arguments.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
     if arguments.only != "cost":
         for name in track(arguments.cases, "learning"):
-            seeds = [predict(name, seed, arguments.fraction) for seed in range(arguments.seeds)]
-            table = Table(title=f"{name}: mean over {arguments.seeds} seeds [95 % interval]")
+            timesteps = round(arguments.fraction * CASES[name].timesteps)
+            before = results.get(name, {})
+            seeds = before["by seed"] if before.get("timesteps") == timesteps else []
+            for seed in range(len(seeds), arguments.seeds):
+                seeds.append(predict(name, seed, timesteps))
+                results[name] = {"timesteps": timesteps, "by seed": seeds}
+                path.write_text(json.dumps(results, indent=2) + "\n")
+            table = Table(title=f"{name}: mean over {len(seeds)} seeds [95 % interval]")
             columns = list(seeds[0][PREDICTORS[0]])
             for column in ("", *columns):
                 table.add_column(column, justify="right")
@@ -308,8 +314,7 @@ def main() -> None:
             for predictor in PREDICTORS:
                 cells = [limits[column][predictor] for column in columns]
                 table.add_row(predictor, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in cells))
-            timesteps = round(arguments.fraction * CASES[name].timesteps)
-            results[name] = {"timesteps": timesteps, "by seed": seeds, "intervals": limits}
+            results[name]["intervals"] = limits
             Console(width=120).print(table)
 
     if arguments.only != "prediction":
@@ -322,7 +327,6 @@ def main() -> None:
             table.add_row(kind, *(f"{ms[key]:.1f}" for key in ("PPO", "updates", "rest", "one update")))
         Console().print(table)
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
 
 
