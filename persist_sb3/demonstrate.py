@@ -13,7 +13,6 @@ from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -23,6 +22,7 @@ from persist_sb3.buffers.minari import write_minari
 from persist_sb3.envs.gridlife import GridLifeEnv
 from persist_sb3.envs.oracle import BeamPlanner, OraclePolicy
 from persist_sb3.envs.vector import GridLifeVecEnv
+from persist_sb3.progress import bar
 from persist_sb3.recording import record
 from persist_sb3.runs import Run
 
@@ -72,7 +72,7 @@ def demonstrate(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, RuntimeError, ValueError, gym.error.Error) as error:
         parser.error(str(error))
     try:
-        with _progress(console) as progress:
+        with bar(console) as progress:
             task = progress.add_task("recording", total=own.episodes)
             demonstrations = record(
                 agent,
@@ -168,11 +168,6 @@ def _trained(own: argparse.Namespace) -> tuple[PolicyPredictor, VecEnv]:
     run = Run(own.agent)
     venv = run.make_env(min(own.episodes, MOST_ENVS), split="train")
     return run.load_model(venv, own.seed), venv
-
-
-def _progress(console: Console) -> Progress:
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _table(demonstrations: Demonstrations) -> Table:

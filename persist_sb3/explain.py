@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from persist_sb3 import plots
 from persist_sb3.evaluation import Episode, declared_viability, evaluate
+from persist_sb3.progress import bar
 from persist_sb3.runs import Run, RunError
 from persist_sb3.summary import without_nan
 from persist_sb3.viability import ViabilitySet
@@ -140,7 +141,16 @@ def explain(arguments: Sequence[str] | None = None) -> int:
         for module in own.gym_packages:
             importlib.import_module(module)
         run = Run(own.run)
-        episodes, interventions, viability = replay(run, own.episodes, own.seed, own.env, not own.stochastic)
+        with bar(console) as progress:
+            task = progress.add_task("replaying", total=own.episodes)
+            episodes, interventions, viability = replay(
+                run,
+                own.episodes,
+                own.seed,
+                own.env,
+                not own.stochastic,
+                progress=lambda done: progress.update(task, completed=done),
+            )
     except (ImportError, RuntimeError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 1
@@ -168,7 +178,12 @@ def explain(arguments: Sequence[str] | None = None) -> int:
 
 
 def replay(
-    run: Run, episodes: int, seed: int, env_id: str | None = None, deterministic: bool = True
+    run: Run,
+    episodes: int,
+    seed: int,
+    env_id: str | None = None,
+    deterministic: bool = True,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[list[Episode], list[Intervention], ViabilitySet]:
     """
     :param run: with a trained agent and a shield
@@ -176,6 +191,7 @@ def replay(
     :param seed: of environments and policy
     :param env_id: another environment with the same spaces and constraints. Default: the run's own
     :param deterministic: take the policy's best action instead of a sample
+    :param progress: called at each step with the number of episodes that are done
     :return: the episodes, what the shield did in them, and the constraints
     :raises RunError: if the run cannot be replayed, or has no shield
     """
@@ -186,7 +202,9 @@ def replay(
         agent = run.load_model(venv, seed)
         listener = Listener(venv)
         viability = declared_viability(venv)
-        played = evaluate(Unmasked(agent), listener, episodes, deterministic=deterministic, seed=seed)
+        played = evaluate(
+            Unmasked(agent), listener, episodes, deterministic=deterministic, seed=seed, progress=progress
+        )
     finally:
         venv.close()
     if not listener.shielded:

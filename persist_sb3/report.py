@@ -14,13 +14,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from persist_sb3 import plots, tables, video
 from persist_sb3.envs.gridlife import GridLifeEnv
 from persist_sb3.evaluation import Episode, declared_viability, evaluate
 from persist_sb3.metrics import EpisodeRecord, survival_curve
+from persist_sb3.progress import bar
 from persist_sb3.runs import Run, RunError
 from persist_sb3.summary import common_horizon, evaluation_figures, training_figures, without_nan
 from persist_sb3.viability import ViabilitySet
@@ -92,7 +92,8 @@ def report(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{subject.label}: {text}", style="dim", markup=False, highlight=False)
         for text in subject.failures:
             console.print(f"{subject.label}: {text}", style="red", markup=False, highlight=False)
-    files = [*(plots.save(figure, output / name) for name, figure in _figures(subjects).items()), *files]
+    with console.status("plots"):
+        files = [*(plots.save(figure, output / name) for name, figure in _figures(subjects).items()), *files]
     files.append(_write_json(summary, output / "summary.json"))
     console.print(*files, sep="\n", markup=False, highlight=False, soft_wrap=True)
     return int(any(subject.failures for subject in subjects))
@@ -182,7 +183,7 @@ def _evaluate(
         try:
             model = run.load_model(venv, own.seed)
             subject.viability = declared_viability(venv)
-            with _progress(console) as progress:
+            with bar(console) as progress:
                 task = progress.add_task(subject.label, total=own.episodes)
                 subject.episodes = evaluate(
                     model,
@@ -201,15 +202,11 @@ def _evaluate(
         return []
     name = "episode" if len(subjects) == 1 else f"episode-{_slug(subject.label)}"
     try:
-        return [_record(run, model, how, own, output / f"{name}.{own.video}")]
+        with console.status(f"video of {subject.label}"):
+            return [_record(run, model, how, own, output / f"{name}.{own.video}")]
     except RuntimeError as error:
         subject.notes.append(f"no video: {error}")
         return []
-
-
-def _progress(console: Console) -> Progress:
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _record(run: Run, model: BaseAlgorithm, how: Mapping[str, Any], own: argparse.Namespace, path: Path) -> Path:

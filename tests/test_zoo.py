@@ -223,12 +223,6 @@ def test_help_shows_examples_and_the_options_of_the_zoo(
     assert of_zoo in printed
 
 
-def test_an_unknown_command_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["persist-sb3", "trian"])
-    with pytest.raises(SystemExit, match="train,enjoy,report"):
-        main()
-
-
 def test_an_environment_without_entry_is_refused_with_a_way_out(capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, "--algo", "ppo", "--env", "Acrobot-v1")
     assert "no shipped hyperparameters for ppo on Acrobot-v1" in message

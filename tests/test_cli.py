@@ -1,0 +1,161 @@
+"""The command line: what it shows, what it costs, and that what ``init`` writes runs as it is."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from stable_baselines3.common.monitor import load_results
+from typer.testing import CliRunner
+
+from persist_sb3.__main__ import app
+from persist_sb3.config import PersistConfig
+from persist_sb3.train import train
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("train", "enjoy", "report", "explain", "demonstrate", "doctor", "init")
+runner = CliRunner()
+
+
+def python(code: str, **environment: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+    return finished.stdout
+
+
+def test_help_names_every_command_and_does_not_import_torch() -> None:
+    code = """
+import sys
+sys.argv = ["persist-sb3", "--help"]
+from persist_sb3.__main__ import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules, "stable_baselines3" in sys.modules, "matplotlib" in sys.modules)
+"""
+    printed = python(code, TERM="dumb")
+    assert all(command in printed for command in COMMANDS)
+    assert printed.splitlines()[-1] == "False False False"
+
+
+def completed(words: str) -> list[str]:
+    """
+    :param words: what was typed, the last of them incomplete
+    :return: what bash offers
+    """
+    code = "import sys; sys.argv = ['persist-sb3']; from persist_sb3.__main__ import main; main()"
+    variables = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    return python(code, _PERSIST_SB3_COMPLETE="complete_bash", **variables).split()
+
+
+def test_tab_completes_commands_options_and_environments() -> None:
+    assert completed("persist-sb3 d") == ["demonstrate", "doctor"]
+    assert "--persist" in completed("persist-sb3 doctor --p")
+    assert "GridLifeScent-v0" in completed("persist-sb3 doctor GridLifeS")
+
+
+def test_an_unknown_command_is_refused() -> None:
+    result = runner.invoke(app, ["trian"])
+    assert result.exit_code == 2
+    assert "trian" in result.output
+    assert "train" in result.output.replace("trian", "")
+
+
+def test_version() -> None:
+    assert runner.invoke(app, ["--version"]).output.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["doctor", "CartPole-v1", "--episodes", "3"], 0, "CartPole-v1: no problems"),
+        (["doctor", "NoSuchEnv-v0"], 1, "NoSuchEnv"),
+        (["doctor"], 1, "name an environment"),
+        (["doctor", "CartPole-v1", "--gym-packages", "no_such_module"], 1, "no_such_module"),
+        (["doctor", "--persist", "no_such_file.yml"], 1, "no_such_file.yml"),
+        (["init", "NoSuchEnv-v0"], 1, "NoSuchEnv"),
+        (["init", "CartPole-v1", "--algo", "SAC"], 1, "sac needs Box actions"),
+        (["init", "CartPole-v1", "--algo", "PPPO"], 1, "algo=PPPO"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_exit_status(
+    arguments: list[str], status: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, arguments)
+    assert text in result.output
+    assert result.exit_code == status
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_tells_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+    (tmp_path / "cart.yml").write_text(
+        """
+        env: {name: CartPole-v1}
+        internal_state: {dims: [theta], mu: [0.0], source: {theta: "obs[2]"}}
+        viability: {constraints: ["abs(theta) <= 0.2"]}
+        rewards: {alive_bonus: 0.0, death_penalty: 0.0}
+        """
+    )
+    picture = tmp_path / "survival.png"
+    result = runner.invoke(app, ["doctor", "--persist", str(tmp_path / "cart.yml"), "--output", str(picture)])
+    assert result.exit_code == 1
+    assert "pay the agent to die" in " ".join(result.output.split())
+    assert "CartPole-v1: 1 problem" in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+WRITTEN = [
+    ("CartPole-v1", "A2C"),
+    ("Pendulum-v1", "SAC"),
+    ("GridLife-v0", "A2C"),
+    ("MountainCar-v0", "DQN"),
+    ("Blackjack-v1", "A2C"),
+    ("Taxi-v4", "A2C"),
+    pytest.param("CartPole-v1", "PPO", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("env_id", "algo"), WRITTEN)
+def test_what_init_writes_runs_as_it_is(
+    env_id: str, algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = runner.invoke(app, ["init", env_id, "--algo", algo, "--folder", str(tmp_path), "--episodes", "8"])
+    assert result.exit_code == 0, result.output
+    (config,), (script,) = tmp_path.glob("*.yml"), tmp_path.glob("train_*.py")
+    assert "EDIT" in config.read_text()
+    assert PersistConfig.from_yaml(config).algo == algo.lower()
+    monkeypatch.setattr(sys, "argv", [str(script), "--timesteps", "150"])
+    runpy.run_path(str(script), run_name="__main__")
+    (run_folder,) = tmp_path.glob("*_run")
+    assert (run_folder / "persist.jsonl").is_file()
+    assert len(list(run_folder.glob("*.zip"))) == 1
+    load_results(str(run_folder))
+    assert runner.invoke(app, ["doctor", "--persist", str(config), "--episodes", "5"]).exit_code == 0
+
+
+def test_what_init_writes_can_be_trained_with_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runner.invoke(app, ["init", "CartPole-v1", "--folder", str(tmp_path)]).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    small = ["-n", "64", "--eval-freq", "-1", "--device", "cpu", "-params", "n_envs:1", "n_steps:64", "batch_size:64"]
+    train(["--persist", "cartpole.yml", *small])
+    assert (tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").is_file()
+
+
+def test_init_writes_over_nothing_unless_told_to(tmp_path: Path) -> None:
+    arguments = ["init", "CartPole-v1", "--folder", str(tmp_path), "--episodes", "3"]
+    (tmp_path / "cartpole.yml").write_text("mine")
+    assert runner.invoke(app, arguments).exit_code == 1
+    assert (tmp_path / "cartpole.yml").read_text() == "mine"
+    assert runner.invoke(app, [*arguments, "--force"]).exit_code == 0
+    assert yaml.safe_load((tmp_path / "cartpole.yml").read_text())["env"] == {"name": "CartPole-v1"}
