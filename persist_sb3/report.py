@@ -17,7 +17,6 @@ from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from persist_sb3 import plots, tables, video
-from persist_sb3.envs.gridlife import GridLifeEnv
 from persist_sb3.evaluation import Episode, declared_viability, evaluate
 from persist_sb3.metrics import EpisodeRecord, survival_curve
 from persist_sb3.progress import bar
@@ -212,10 +211,7 @@ def _evaluate(
 def _record(run: Run, model: BaseAlgorithm, how: Mapping[str, Any], own: argparse.Namespace, path: Path) -> Path:
     venv = run.make_env(1, innermost=video.FrameRecorder, render_mode="rgb_array", **how)
     try:
-        (episode,) = evaluate(model, venv, 1, deterministic=not own.stochastic, seed=own.seed)
-        recorded = venv.get_attr("episodes")[0][0]
-        draws_gauges = isinstance(venv.get_attr("unwrapped")[0], GridLifeEnv)
-        film = video.Film(recorded, episode, None if draws_gauges else declared_viability(venv))
+        film = video.film(model, venv, deterministic=not own.stochastic, seed=own.seed)
         return video.write(film, path, fps=venv.get_attr("metadata")[0].get("render_fps", 30))
     finally:
         venv.close()

@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(algo: str, arguments: Sequence[str]) -> None:
-    with zoo.evaluate_with_masks() if algo == zoo.MASKED else nullcontext():
+    with zoo.show_runs(), zoo.evaluate_with_masks() if algo == zoo.MASKED else nullcontext():
         zoo.run(zoo_train, ["--algo", algo, *arguments])
 
 

@@ -10,8 +10,11 @@ import gymnasium as gym
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import VecEnv
 
-from persist_sb3.evaluation import Episode
+from persist_sb3.envs.gridlife import GridLifeEnv
+from persist_sb3.evaluation import Episode, declared_viability, evaluate
 from persist_sb3.plots import DEATH, FAINT, INK, PALETTE
 from persist_sb3.viability import ViabilitySet
 
@@ -154,6 +157,24 @@ class Gauges:
         draw.ellipse((x(value) - 5, y + 3, x(value) + 5, y + 13), fill=colour)
         draw.text((self.EDGE, y), name, font=self._font, fill=INK)
         draw.text((right + 10, y), f"{value:.{self._decimals[column]}f}", font=self._font, fill=colour)
+
+
+def film(model: PolicyPredictor, venv: VecEnv, *, deterministic: bool = True, seed: int | None = None) -> Film:
+    """
+    Play an episode, and keep what the environment draws.
+
+    :param model: an SB3 model, or anything with its ``predict``
+    :param venv: one environment that draws itself, with a :class:`FrameRecorder` innermost
+    :param deterministic: take the policy's best action instead of a sample
+    :param seed: of the environment and of the policy's samples. Default: left as they are
+    :return: the episode, with gauges unless the environment draws its own
+    :raises VideoError: if the environment cannot be drawn
+    """
+    before = len(venv.get_attr("episodes")[0])
+    (episode,) = evaluate(model, venv, 1, deterministic=deterministic, seed=seed)
+    recorded = venv.get_attr("episodes")[0][before]
+    draws_gauges = isinstance(venv.get_attr("unwrapped")[0], GridLifeEnv)
+    return Film(recorded, episode, None if draws_gauges else declared_viability(venv))
 
 
 def _finite(bound: Any) -> Any:

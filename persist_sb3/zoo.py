@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import rl_zoo3.exp_manager as exp_manager
+import rl_zoo3.train as zoo_train
 from rl_zoo3.callbacks import TrialEvalCallback
+from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from stable_baselines3.common.base_class import BaseAlgorithm
+
+from persist_sb3.callbacks import PersistCallback, TensorBoardCallback, TrackCallback
 
 MASKED = "ppo_mask"
 
@@ -43,6 +47,30 @@ def evaluate_with_masks() -> Iterator[None]:
         yield
     finally:
         names.update(before)
+
+
+class TrackedManager(ExperimentManager):
+    """rl-zoo3's experiment, shown in TensorBoard and W&B if it has callbacks of this package."""
+
+    def create_callbacks(self) -> None:
+        """Add those that show what the others measure. Each does nothing where nobody looks."""
+        super().create_callbacks()
+        if any(isinstance(callback, PersistCallback) for callback in self.callbacks):
+            for kind in (TensorBoardCallback, TrackCallback):
+                if not any(isinstance(callback, kind) for callback in self.callbacks):
+                    self.callbacks.append(kind())
+
+
+@contextmanager
+def show_runs() -> Iterator[None]:
+    """Let rl-zoo3's ``train`` add the callbacks that show a run, so that ``--track`` needs no set-up."""
+    names = vars(zoo_train)
+    before = names["ExperimentManager"]
+    names["ExperimentManager"] = TrackedManager
+    try:
+        yield
+    finally:
+        names["ExperimentManager"] = before
 
 
 def run(main: Callable[[], None], arguments: Sequence[str]) -> None:

@@ -14,7 +14,9 @@ from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.callbacks.rnd import RNDCallback
 from persist_sb3.callbacks.safety_network import SafetyNetworkCallback
 from persist_sb3.callbacks.setpoint import SetpointCallback
+from persist_sb3.callbacks.tensorboard import TensorBoardCallback
 from persist_sb3.callbacks.viability import ViabilityCallback
+from persist_sb3.callbacks.wandb import TrackCallback
 from persist_sb3.callbacks.world_model import WorldModelCallback
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "RNDCallback",
     "SafetyNetworkCallback",
     "SetpointCallback",
+    "TensorBoardCallback",
+    "TrackCallback",
     "ViabilityCallback",
     "WorldModelCallback",
     "bind_all",

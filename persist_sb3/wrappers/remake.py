@@ -1,6 +1,7 @@
 """A second copy of the environments that an agent trains in."""
 
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import WrapperSpec
@@ -10,23 +11,32 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 from persist_sb3.wrappers.adapters import VecLayerWrapper
 
 
-def remake(venv: VecEnv) -> VecEnv | None:
+def remake(
+    venv: VecEnv,
+    *,
+    innermost: type[gym.Wrapper[Any, Any, Any, Any]] | None = None,
+    render_mode: str | None = None,
+) -> VecEnv | None:
     """
     Make one more of these environments, with random streams of its own, in the same wrappers: for what must be tried
     without disturbing the training. Monitors, and a ``VecNormalize`` on the outside, are left out.
 
     :param venv: vectorised environments
+    :param innermost: a wrapper to put beneath the others
+    :param render_mode: of the new environment. Default: none, since it is not the one that is watched
     :return: one environment; None if one of them was not made by ``gymnasium.make``, or is in a wrapper of which
         nobody knows the parameters
     """
-    return _remake(venv.venv if isinstance(venv, VecNormalize) else venv)
+    return _remake(venv.venv if isinstance(venv, VecNormalize) else venv, innermost, render_mode)
 
 
-def _remake(venv: VecEnv) -> VecEnv | None:
+def _remake(
+    venv: VecEnv, innermost: type[gym.Wrapper[Any, Any, Any, Any]] | None, render_mode: str | None
+) -> VecEnv | None:
     if isinstance(venv, VecMonitor):
-        return _remake(venv.venv)
+        return _remake(venv.venv, innermost, render_mode)
     if isinstance(venv, VecLayerWrapper):
-        inner = _remake(venv.venv)
+        inner = _remake(venv.venv, innermost, render_mode)
         return None if inner is None else type(venv)(inner, **venv.kwargs)
     if isinstance(venv, VecEnvWrapper) or not venv.has_attr("spec"):
         return None
@@ -36,7 +46,13 @@ def _remake(venv: VecEnv) -> VecEnv | None:
     wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if not _is_monitor(wrapper))
     if any(wrapper.kwargs is None for wrapper in wrappers):
         return None
-    copy = replace(spec, additional_wrappers=wrappers)
+    if innermost is not None:
+        entry_point = f"{innermost.__module__}:{innermost.__qualname__}"
+        wrappers = (WrapperSpec(innermost.__name__, entry_point, {}), *wrappers)
+    kwargs = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    copy = replace(spec, additional_wrappers=wrappers, kwargs=kwargs)
     return DummyVecEnv([lambda: gym.make(copy)])
 
 

@@ -1,0 +1,286 @@
+"""What TensorBoard and W&B are shown beside scalars, and that showing it disturbs nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # type: ignore[import-untyped]
+
+from persist_sb3 import dashboards
+from persist_sb3.callbacks import (
+    CalibrationCallback,
+    MetricsCallback,
+    TensorBoardCallback,
+    TrackCallback,
+    ViabilityCallback,
+)
+from persist_sb3.callbacks.wandb import COLUMNS
+from persist_sb3.metrics import read_episodes
+from persist_sb3.wrappers import InternalState, VecActionShield, VecHomeostatReward, VecInternalState
+from tests.toys import Walker
+
+ROOT = Path(__file__).parent.parent
+
+
+class FakeRun:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.tags: tuple[str, ...] = ("mine",)
+        self.config: Any = SimpleNamespace(update=lambda told, allow_val_change: self.told.update(told))
+        self.told: dict[str, Any] = {}
+        self.metrics: dict[str, str] = {}
+        self.pages: list[dict[str, Any]] = []
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.metrics[name] = step_metric
+
+    def log(self, page: dict[str, Any]) -> None:
+        self.pages.append(page)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    """An active run of a W&B whose tables, plots and videos are what they were made of."""
+    run = FakeRun()
+    table: Callable[..., Any] = lambda columns, data: SimpleNamespace(columns=columns, data=data)  # noqa: E731
+    plot = SimpleNamespace(
+        bar=lambda table, label, value, title: table,
+        line_series=lambda xs, ys, keys, title, xname: SimpleNamespace(xs=xs, ys=ys, keys=keys, title=title),
+    )
+    fake = SimpleNamespace(run=run, Table=table, plot=plot, Video=lambda film, format: film)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return run
+
+
+def gridlife(n: int = 2, subprocesses: bool = False) -> VecEnv:
+    venv = make_vec_env(
+        "persist_sb3:GridLife-v0",
+        n,
+        seed=0,
+        env_kwargs={"horizon": 30},
+        vec_env_cls=SubprocVecEnv if subprocesses else DummyVecEnv,
+    )
+    alive = VecHomeostatReward(VecInternalState(venv), alive_bonus="auto", death_penalty=5.0)
+    shielded = VecActionShield(alive, threshold=0.3, min_updates=5)
+    return VecNormalize(shielded, norm_obs_keys=["internal"])
+
+
+def learn(venv: VecEnv, callbacks: list[BaseCallback], steps: int = 256, **kwargs: Any) -> PPO:
+    more: dict[str, Any] = {"n_steps": 64, "batch_size": 64, "n_epochs": 1, "seed": 0, "device": "cpu", **kwargs}
+    kind = "MultiInputPolicy" if isinstance(venv.observation_space, gym.spaces.Dict) else "MlpPolicy"
+    model = PPO(kind, venv, policy_kwargs={"net_arch": [8]}, **more)
+    return model.learn(steps, callback=callbacks)
+
+
+def shielding() -> list[BaseCallback]:
+    return [
+        MetricsCallback(log_freq=100),
+        ViabilityCallback(learning_starts=20, train_freq=2, batch_size=16),
+        CalibrationCallback(conf=0.9, min_updates=5, horizon=2),
+    ]
+
+
+class Witness(BaseCallback):
+    """Counts interventions and violations as the infos tell them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[dict[str, Any]] = []
+        self.violations = np.zeros(3, dtype=int)
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            energy, temp, integrity = info["internal"]
+            self.violations += [energy < 0.2, not 0.3 <= temp <= 0.7, integrity < 0.6]
+            if "shield" in info:
+                self.told.append(info["shield"])
+        return True
+
+
+def test_a_run_is_shown(run: FakeRun) -> None:
+    witness = Witness()
+    learn(gridlife(), [*shielding(), witness, TrackCallback(log_freq=256, video_freq=512)], steps=512)
+    logged = {key: [page[key] for page in run.pages if key in page] for page in run.pages for key in page}
+    assert set(logged) == {
+        "global_step",
+        "persist/interventions",
+        "persist/survival_curve",
+        "persist/violations_by_constraint",
+        "persist/calibration_plot",
+        "persist/video",
+    }
+    assert not any(isinstance(value, int | float) for page in run.pages for key, value in page.items() if "/" in key)
+    assert logged["global_step"][-1] == 512
+    table = logged["persist/interventions"][-1]
+    assert table.columns == list(COLUMNS)
+    assert len(table.data) == min(len(witness.told), 200) > 0
+    assert [row[2] for row in table.data] == [str(int(told["proposed"])) for told in witness.told[-200:]]
+    bars = logged["persist/violations_by_constraint"][-1].data
+    assert bars == [
+        [name, count]
+        for name, count in zip(
+            ["energy >= 0.2", "temp in [0.3, 0.7]", "integrity >= 0.6"], witness.violations, strict=True
+        )
+    ]
+    curve = logged["persist/survival_curve"][-1]
+    assert curve.ys[0][0] == 1.0 and (np.diff(curve.ys[0]) <= 0.0).all()
+    calibration = logged["persist/calibration_plot"][-1]
+    assert all(0.0 <= share <= 1.0 for share in calibration.ys[0])
+    film: BytesIO = logged["persist/video"][-1]
+    with Image.open(film) as image:
+        assert image.format == "GIF" and image.n_frames > 1
+
+
+def test_runs_are_told_apart_by_their_layers(run: FakeRun) -> None:
+    learn(gridlife(), [*shielding(), TrackCallback(video_freq=0)], steps=128)
+    assert run.tags == ("mine", "InternalState", "HomeostatReward", "ActionShield")
+    assert run.told[dashboards.GROUP] == "InternalState+HomeostatReward+ActionShield"
+    assert run.told["persist_callbacks"] == ["MetricsCallback", "ViabilityCallback", "CalibrationCallback"]
+    assert run.metrics["persist/*"] == "global_step"
+
+
+def test_layers_inside_the_environments_are_named_too(run: FakeRun) -> None:
+    def make() -> gym.Env[Any, Any]:
+        limits: dict[str, Any] = {"dims": ["x"], "sources": {"x": "obs[0]"}, "constraints": ["abs(x) <= 1"], "mu": [0]}
+        return InternalState(gym.make("CartPole-v1"), **limits)
+
+    learn(VecHomeostatReward(DummyVecEnv([make]), alive_bonus="auto"), [TrackCallback(video_freq=0)], steps=128)
+    assert run.told[dashboards.GROUP] == "InternalState+HomeostatReward"
+
+
+def weights(model: PPO) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(model.policy.parameters())
+
+
+def test_training_is_the_same_with_and_without(run: FakeRun, tmp_path: Path) -> None:
+    shown = [TensorBoardCallback(log_freq=128), TrackCallback(log_freq=128, video_freq=200)]
+    one = learn(gridlife(), [*shielding(), *shown], tensorboard_log=str(tmp_path))
+    other = learn(gridlife(), shielding())
+    assert sum("persist/video" in page for page in run.pages) >= 2
+    torch.testing.assert_close(weights(one), weights(other), rtol=0.0, atol=0.0)
+
+
+def test_it_works_in_subprocesses(run: FakeRun) -> None:
+    venv = gridlife(subprocesses=True)
+    learn(venv, [*shielding(), TrackCallback()], steps=256)
+    venv.close()
+    assert "persist/video" in run.pages[-1]
+
+
+def test_nothing_happens_without_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    # No environment here says what its internal variables are, and nobody asks.
+    venv = make_vec_env("CartPole-v1", 2, seed=0)
+    learn(venv, [TrackCallback(), TensorBoardCallback()], steps=128)
+    assert "wandb" not in sys.modules
+
+
+def test_an_environment_that_cannot_be_drawn_is_said_once(run: FakeRun) -> None:
+    limits: dict[str, Any] = {
+        "dims": ["battery"],
+        "sources": {"battery": "info.battery"},
+        "constraints": ["battery >= 0.2"],
+    }
+    venv = DummyVecEnv([lambda: InternalState(Walker(), **limits)])
+    with pytest.warns(UserWarning, match="no video") as caught:
+        learn(venv, [TrackCallback(video_freq=64)], steps=512)
+    assert len([each for each in caught if "no video" in str(each.message)]) == 1
+    assert run.pages
+
+
+@pytest.mark.parametrize("wrong", [{"log_freq": 0}, {"video_freq": -1}, {"most": 0}])
+def test_parameters_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+        TrackCallback(**wrong)
+    with pytest.raises(ValueError, match="log_freq=0"):
+        TensorBoardCallback(log_freq=0)
+
+
+def test_tensorboard_gets_margins_and_a_layout_of_what_is_logged(tmp_path: Path) -> None:
+    callbacks = [*shielding(), TensorBoardCallback(log_freq=128)]
+    learn(gridlife(), callbacks, steps=1024, tensorboard_log=str(tmp_path / "tb"))
+    (folder,) = (tmp_path / "tb").iterdir()
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "histograms": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {f"persist/margins/{name}" for name in ("energy >= 0.2", "temp in [0.3, 0.7]")} <= set(tags["histograms"])
+    counted = sum(each.histogram_value.num for each in events.Histograms("persist/margins/energy >= 0.2"))
+    assert counted == 1024
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == list(dashboards.SECTIONS)
+
+
+def test_every_metric_of_the_charts_is_logged_by_somebody() -> None:
+    """Except those of parts that are described in the text of other modules; by name, not by value."""
+    source = "".join(path.read_text() for path in (ROOT / "persist_sb3" / "callbacks").glob("*.py"))
+    for charts in dashboards.SECTIONS.values():
+        for chart in charts:
+            for metric in chart.metrics:
+                name = metric.removeprefix("persist/").removesuffix("/.*")
+                if metric.startswith("persist/") and name != "curriculum":
+                    assert name in source, metric
+
+
+def test_workspace_and_report_hold_every_chart() -> None:
+    pytest.importorskip("wandb_workspaces")
+    # A report looks up its runs at W&B as soon as it becomes the document that is sent, so it is read before.
+    built = (
+        dashboards.wandb_workspace("me", "sb3")._to_model().model_dump_json(),
+        repr(dashboards.wandb_report("me", "sb3")),
+    )
+    for text in built:
+        for section, charts in dashboards.SECTIONS.items():
+            assert section in text
+            assert all(chart.title in text for chart in charts)
+        assert all(medium.key in text for media in dashboards.MEDIA.values() for medium in media)
+        assert dashboards.GROUP in text
+        assert "global_step" in text
+
+
+def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
+    with pytest.raises(SystemExit):
+        dashboards.main(["--entity", "me"])
+    assert "persist-sb3[dashboards]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_run_offline(tmp_path: Path) -> None:
+    """The same through ``--track``, with W&B itself, as its own viewer reads it."""
+    command = [sys.executable, "-m", "persist_sb3", "train", "--algo", "ppo", "--env", "GridLifeScent-v0", "--track"]
+    small = ["-n", "8192", "--eval-freq", "-1", "--device", "cpu", "--seed", "1", "-params", "n_envs:4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *small], cwd=tmp_path, env=environment, check=True, timeout=300)
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    viewer = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)]
+    record = json.loads(subprocess.run(viewer, capture_output=True, check=True, text=True).stdout)
+    summary = record["summary"]
+    assert record["exit_code"] == 0
+    assert summary["persist/video"]["_type"] == "video-file"
+    assert summary["persist/interventions"]["_type"] == "table-file"
+    assert {"persist/survival_curve_table", "persist/violations_by_constraint_table"} <= set(summary)
+    assert any(key.startswith("persist/margins/") for key in summary)
+    # Counted by the callbacks independently of each other.
+    episodes = read_episodes(tmp_path / "logs" / "ppo" / "GridLifeScent-v0_1" / "persist.jsonl")
+    (bars,) = folder.glob("files/media/table/persist/violations_by_constraint_table_*.json")
+    counts = json.loads(bars.read_text())["data"]
+    assert sum(count for _, count in counts) >= sum(episode.violations for episode in episodes) > 0
+    assert record["config"]["persist_layers"] == "InternalState+HomeostatReward+ActionShield"
