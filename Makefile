@@ -1,6 +1,7 @@
 # make demo    trains an agent on GridLife with and without the layers, and shows which one stays alive
 # make test    runs the tests
-# Both first make .venv and install the package there, with the versions in constraints.txt.
+# make docs    builds the documentation in docs/_build (Python 3.11 or newer)
+# Each first makes .venv and installs the package there, with the versions in constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test install
+.PHONY: demo test docs install
 
 install: $(VENV)/installed
 
@@ -19,6 +20,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+DOCS ?= docs/_build
+
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --jobs auto docs $(DOCS)
 
 RUNS := logs/demo-$(shell date +%Y%m%d-%H%M%S)
 TRAIN := $(BIN)/python train.py --algo ppo --env GridLife-v0 --seed 1 --eval-freq -1 --verbose 0 --progress
