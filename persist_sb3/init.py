@@ -32,9 +32,9 @@ WATCHED = 2000
 CONFIGURATION = """\
 # {command}
 # {origin}
-# Check it:   persist-sb3 doctor --persist {config}
+# Check it:   persist-sb3 doctor --persist {config}{packages}
 # Train with: python {script}
-#{zoo}
+#          or: persist-sb3 train --persist {config}{packages}
 
 env: {{{env}}}
 internal_state:
@@ -189,7 +189,7 @@ def _configuration(
         **{key: names[key] for key in ("config", "script")},
         command=f"persist-sb3 init {env_id} --algo {algo.upper()}{packages}",
         origin=origin,
-        zoo=f"          or: persist-sb3 train --persist {names['config']}" + packages,
+        packages=packages,
         env=f'name: "{env_id}"' + (f", horizon: {HORIZON}" if endless else ""),
         dims=json.dumps([variable.name for variable in variables]),
         mu=json.dumps([variable.mu for variable in variables]),
