@@ -30,6 +30,8 @@ autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_preserve_defaults = True
+# What overrides a method of gymnasium or SB3 would bring their docstrings, in another format.
+autodoc_inherit_docstrings = False
 maximum_signature_line_length = 100
 
 
