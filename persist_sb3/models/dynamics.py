@@ -122,9 +122,7 @@ class DynamicsModel(PredictiveModel):
         """
         return self._draw(*self._fast_gated(state, action, members), noise)
 
-    def moments(
-        self, state: Floats, action: Floats, members: NDArray[np.intp] | None = None
-    ) -> tuple[Floats, Floats]:
+    def moments(self, state: Floats, action: Floats, members: NDArray[np.intp] | None = None) -> tuple[Floats, Floats]:
         """
         :meth:`predict` without torch.
 
