@@ -311,10 +311,10 @@ class PersistConfig(_Section):
             innermost first
         :raises RuntimeError: if the configuration asks for a layer that this version does not have
         """
-        if self.rewards.intrinsic not in ("none", "rnd"):
+        if self.rewards.intrinsic == "empowerment":
             raise RuntimeError(
-                f"rewards.intrinsic={self.rewards.intrinsic!r}: this version has only 'rnd'; name that, or set it to "
-                "'none' and lambda_intr to 0"
+                "rewards.intrinsic='empowerment': this version has only 'rnd' and 'surprise'; name one of these, or set "
+                "it to 'none' and lambda_intr to 0"
             )
         state, rewards = self.internal_state, self.rewards
         internal: dict[str, Any] = {
@@ -341,6 +341,8 @@ class PersistConfig(_Section):
             layers.append(("HomeostatReward", homeostat))
         if rewards.intrinsic == "rnd":
             layers.append(("RNDBonus", {"weight": rewards.lambda_intr}))
+        if rewards.intrinsic == "surprise":
+            layers.append(("SurpriseBonus", {"weight": rewards.lambda_intr}))
         if self.viability.shield is not None:
             layers.append(("ActionShield", self._shield(self.viability.shield)))
         return [(name, {key: value for key, value in kwargs.items() if value is not None}) for name, kwargs in layers]
@@ -394,9 +396,10 @@ class PersistConfig(_Section):
         return [getattr(callbacks, name)() for name in self._callback_names()]
 
     def _callback_names(self) -> list[str]:
-        intrinsic = ["RNDCallback"] if self.rewards.intrinsic == "rnd" else []
+        intrinsic = {"rnd": ["RNDCallback"], "surprise": ["WorldModelCallback"]}.get(self.rewards.intrinsic, [])
         shield = self.viability.shield
-        return [*intrinsic, *(shield.callbacks if shield is not None else []), "MetricsCallback"]
+        names = [*intrinsic, *(shield.callbacks if shield is not None else []), "MetricsCallback"]
+        return list(dict.fromkeys(names))
 
     def zoo_entry(self) -> dict[str, Any]:
         """

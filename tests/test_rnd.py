@@ -371,8 +371,8 @@ def test_the_unit_is_constant_in_a_rollout_and_measured_across_episodes() -> Non
     sums = np.zeros(2)
     for novelty in recorder.column("novelty"):  # never reset, whatever ends
         sums = 0.9 * sums + novelty
-    assert callback._scale.sums is not None
-    np.testing.assert_allclose(callback._scale.sums, sums)
+    assert callback.unit.scale.sums is not None
+    np.testing.assert_allclose(callback.unit.scale.sums, sums)
 
 
 def test_the_weight_follows_its_schedule() -> None:
@@ -457,7 +457,7 @@ def test_it_is_saved_and_resumed(tmp_path: Path) -> None:
     started = recorder.started
     assert started is not None
     # The unit of the first rollout is what was measured up to then; all else is as it was.
-    assert float(started["rnd"]["unit"]) == pytest.approx(1.0 / callback._scale.std)
+    assert float(started["rnd"]["unit"]) == pytest.approx(1.0 / callback.unit.scale.std)
     started["rnd"]["unit"] = before["rnd"]["unit"]
     assert same(started, before)
     assert recorder.column("count")[0] == before["rnd"]["standardizer.count"]
@@ -466,11 +466,11 @@ def test_it_is_saved_and_resumed(tmp_path: Path) -> None:
 def test_training_goes_on_with_the_same_callback() -> None:
     model, callback = make_model(make_vec(make_noise)), RNDCallback(learning_starts=50, batch_size=16)
     model.learn(64, callback=callback)
-    before = copy.deepcopy(callback._scale.state_dict())
+    before = copy.deepcopy(callback.unit.state_dict())
     recorder = Recorder()
     model.learn(64, callback=[callback, recorder], reset_num_timesteps=False)
     assert recorder.started is not None
-    assert same(recorder.started["training"]["scale"], before)
+    assert same(recorder.started["training"]["unit"], before)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,11 @@ class TransitionStore:
         self._begins = np.ones(env.num_envs, dtype=np.bool_)
         self.steps = 0
 
+    @property
+    def current(self) -> Transitions | None:
+        """The transitions of the step that was read last, ``(num_envs, ...)``; None before the first."""
+        return self._current
+
     def read(self, local_variables: Mapping[str, Any]) -> Transitions:
         """
         :param local_variables: a callback's ``self.locals``, in its ``_on_step``

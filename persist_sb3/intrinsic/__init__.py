@@ -1,7 +1,20 @@
 """Intrinsic rewards: what an agent is paid for, by how new or how expected things are."""
 
-from persist_sb3.intrinsic.rnd import RND
+from persist_sb3.intrinsic.bonus import Bonus, Moves
+from persist_sb3.intrinsic.rnd import RND, Novelty
 from persist_sb3.intrinsic.scaling import ForwardScale
 from persist_sb3.intrinsic.smirl import EpisodeDensity
+from persist_sb3.intrinsic.surprise import Surprise, SurpriseUnit
+from persist_sb3.intrinsic.unit import BonusUnit
 
-__all__ = ["RND", "EpisodeDensity", "ForwardScale"]
+__all__ = [
+    "RND",
+    "Bonus",
+    "BonusUnit",
+    "EpisodeDensity",
+    "ForwardScale",
+    "Moves",
+    "Novelty",
+    "Surprise",
+    "SurpriseUnit",
+]

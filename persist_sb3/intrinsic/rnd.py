@@ -1,7 +1,8 @@
 """Random network distillation: what cannot be predicted yet has not been seen often."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from persist_sb3.batch import Batch, flatten
+from persist_sb3.intrinsic.bonus import Moves
 from persist_sb3.models.base import Model
 from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble, Standardizer
 from persist_sb3.models.spec import StateSpec
@@ -83,6 +85,29 @@ class RND(Model):
         target, prediction = self._fast(self._fast_standardizer(encoded))
         gap = prediction - target
         return np.einsum("nf,nf->n", gap, gap, dtype=np.float64) / gap.shape[1]
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """The error of :class:`RND` on the next observation."""
+
+    parts: ClassVar[tuple[str, ...]] = ("rnd",)
+
+    def score(self, parts: Mapping[str, Any], moves: Moves) -> NDArray[np.float64]:
+        """
+        :param parts: ``rnd``
+        :param moves: ``n`` transitions
+        :return: the error, ``(n,)``
+        """
+        rnd: RND = parts["rnd"]
+        return rnd.error(rnd.encode(moves.next_observation))
+
+    def unit(self, parts: Mapping[str, Any]) -> float:
+        """
+        :param parts: ``rnd``
+        :return: what an error is multiplied with
+        """
+        return float(parts["rnd"].unit)
 
 
 def _init_orthogonally(network: EnsembleMLP) -> None:

@@ -45,6 +45,7 @@ from persist_sb3.wrappers.partial_observation import (
 )
 from persist_sb3.wrappers.rnd_bonus import RNDBonus, VecRNDBonus, VectorRNDBonus
 from persist_sb3.wrappers.smirl_bonus import SMiRLBonus, VecSMiRLBonus, VectorSMiRLBonus
+from persist_sb3.wrappers.surprise_bonus import SurpriseBonus, VecSurpriseBonus, VectorSurpriseBonus
 from persist_sb3.wrappers.terminate import TerminateOnViolation
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "RNDBonus",
     "SMiRLBonus",
     "ShieldError",
+    "SurpriseBonus",
     "TerminateOnViolation",
     "VecActionShield",
     "VecHomeostatReward",
@@ -63,12 +65,14 @@ __all__ = [
     "VecPartialObservation",
     "VecRNDBonus",
     "VecSMiRLBonus",
+    "VecSurpriseBonus",
     "VectorActionShield",
     "VectorHomeostatReward",
     "VectorInternalState",
     "VectorPartialObservation",
     "VectorRNDBonus",
     "VectorSMiRLBonus",
+    "VectorSurpriseBonus",
 ]
 
 refuse_root_import(__name__)
