@@ -5,8 +5,9 @@ Whether RND finds what PPO alone does not, and what it costs.
 24x24 layout, 34 tiles from the start, and 128 steps to reach it. It is the only reward. Score: the share of the last
 fifth of the training episodes in which it was found.
 
-*Cost*: CPU time of the layer, and of the callback without the reading of transitions, which all callbacks share, per
-1000 environment steps with 8 environments and observations of 60, in one thread, beside that of PPO in the same run::
+*Cost*: CPU time of ``RNDBonus`` and ``SurpriseBonus`` and of their callbacks, without the reading of transitions,
+which all callbacks share, per 1000 environment steps with 8 environments and observations of 60, in one thread, beside
+that of PPO in the same run. The world model that surprise needs also serves the shield::
 
     python benchmarks/exploration.py                              # 4 seeds, 80k steps
     python benchmarks/exploration.py --seeds 2 --timesteps 50000  # a quick look
@@ -35,8 +36,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import persist_sb3  # noqa: F401  registers GridLife
-from persist_sb3.callbacks import RNDCallback
-from persist_sb3.wrappers import VecInternalState, VecRNDBonus
+from persist_sb3.callbacks import PersistCallback, RNDCallback, WorldModelCallback
+from persist_sb3.callbacks.learning import LearningCallback
+from persist_sb3.wrappers import VecInternalState, VecRNDBonus, VecSurpriseBonus
 
 ENV = "GridLifeFlat-v0"
 HARMLESS = {"energy_decay": 0.0, "move_cost": 0.0, "temp_rate": 0.0, "hazard_damage": 0.0, "food": 0, "ringed_food": 0}
@@ -118,36 +120,45 @@ class Stopwatch:
         return result
 
 
-class TimedRNDCallback(RNDCallback):
-    """Times how it reads transitions."""
+class Reading(PersistCallback):
+    """Reads the transitions first, so that the others find them read, and times that."""
 
-    def _init_callback(self) -> None:
-        super()._init_callback()
-        self.reading = Stopwatch(self.store.read)
-        self.store.read = self.reading  # type: ignore[method-assign]
+    seconds = 0.0
+
+    def _on_step(self) -> bool:
+        start = time.process_time()
+        self.store.read(self.locals)
+        self.seconds += time.process_time() - start
+        return True
 
 
 def cost(batch_size: int, timesteps: int) -> dict[str, float]:
     """
     :param batch_size: PPO's
     :param timesteps: environment steps
-    :return: milliseconds of CPU time per 1000 of them: of the layer, of reading transitions, of the rest of the
-        callback, and of PPO (policy and training)
+    :return: milliseconds of CPU time per 1000 of them: of each layer, of each callback without the reading of
+        transitions, of that reading, and of PPO (policy and training)
     """
-    env = VecRNDBonus(VecInternalState(DummyVecEnv([Drift] * 8), dims=["x"], constraints=["x >= 0.1"]))
+    env: Any = VecInternalState(DummyVecEnv([Drift] * 8), dims=["x"], constraints=["x >= 0.1"])
+    watches: dict[str, Stopwatch] = {}
+    for name, layer in (("RND layer", VecRNDBonus), ("surprise layer", VecSurpriseBonus)):
+        env = layer(env, **({"beta": 0.0} if layer is VecSurpriseBonus else {}))
+        watches[name] = env.layer.after = Stopwatch(env.layer.after)
     model = PPO("MlpPolicy", env, n_steps=256, batch_size=batch_size, seed=0, device="cpu")
-    callback = TimedRNDCallback()
-    watches = {"layer": Stopwatch(env.layer.after), "callback": Stopwatch(callback._on_step)}
-    env.layer.after = watches["layer"]  # type: ignore[method-assign]
-    callback._on_step = watches["callback"]  # type: ignore[method-assign]
-    watches["all steps"] = Stopwatch(env.step)
-    env.step = watches["all steps"]  # type: ignore[method-assign]
+    reading = Reading()
+    callbacks: dict[str, LearningCallback] = {"RND": RNDCallback(), "world model": WorldModelCallback()}
+    for name, callback in callbacks.items():
+        for method in ("_on_rollout_start", "_on_step", "_on_rollout_end"):
+            watch = watches[f"{name} {method}"] = Stopwatch(getattr(callback, method))
+            setattr(callback, method, watch)
+    watches["all steps"] = env.step = Stopwatch(env.step)
     total = Stopwatch(model.learn)
-    total(timesteps, callback=callback)
-    watches["reading"] = callback.reading
+    total(timesteps, callback=[reading, *callbacks.values()])
     seconds = {name: watch.seconds for name, watch in watches.items()}
-    seconds["PPO"] = total.seconds - seconds.pop("all steps") - seconds["callback"]
-    seconds["callback"] -= seconds["reading"]
+    for name in callbacks:
+        seconds[name] = sum(seconds.pop(f"{name} {m}") for m in ("_on_rollout_start", "_on_step", "_on_rollout_end"))
+    seconds["reading"] = reading.seconds
+    seconds["PPO"] = total.seconds - seconds.pop("all steps") - sum(seconds[name] for name in [*callbacks, "reading"])
     return {name: 1e6 * value / timesteps for name, value in seconds.items()}
 
 
@@ -197,16 +208,18 @@ def main() -> None:
         Console().print(table)
 
     if arguments.only != "exploration":
-        table = Table(title="CPU time per 1000 environment steps, 8 envs, observations of 60, ms")
-        for column in ("PPO's batch size", "PPO itself", "layer", "callback", "RND together", "reading"):
+        table = Table(title="CPU time per 1000 environment steps, 8 envs, observations of 60, ms: layers and callbacks")
+        names = ("RND layer", "RND", "surprise layer", "world model", "reading")
+        for column in ("PPO's batch size", "PPO itself", *names, "RND together", "share of PPO"):
             table.add_column(column, justify="right")
         results["cost"] = {}
         for batch_size in BATCH_SIZES:
-            cost(batch_size, 2048)
+            cost(batch_size, 4096)
             ms = results["cost"][str(batch_size)] = cost(batch_size, 20_480)
-            figures = [ms["PPO"], ms["layer"], ms["callback"], ms["layer"] + ms["callback"], ms["reading"]]
-            table.add_row(str(batch_size), *(f"{figure:.1f}" for figure in figures))
-        Console().print(table)
+            rnd = ms["RND layer"] + ms["RND"]
+            figures = [ms["PPO"], *(ms[name] for name in names), rnd]
+            table.add_row(str(batch_size), *(f"{figure:.1f}" for figure in figures), f"{rnd / ms['PPO']:.0%}")
+        Console(width=130).print(table)
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")

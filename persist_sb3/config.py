@@ -313,8 +313,8 @@ class PersistConfig(_Section):
         """
         if self.rewards.intrinsic == "empowerment":
             raise RuntimeError(
-                "rewards.intrinsic='empowerment': this version has only 'rnd' and 'surprise'; name one of these, or set "
-                "it to 'none' and lambda_intr to 0"
+                "rewards.intrinsic='empowerment': this version has only 'rnd' and 'surprise'; name one of these, or "
+                "set it to 'none' and lambda_intr to 0"
             )
         state, rewards = self.internal_state, self.rewards
         internal: dict[str, Any] = {

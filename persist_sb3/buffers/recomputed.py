@@ -1,9 +1,9 @@
 """
 What an off-policy learner is paid for transitions of long ago: intrinsic rewards as they are now, not as they were.
 
-A bonus is a function of a transition and of models that go on learning. A replay buffer that keeps the sum of all rewards
-keeps the bonus of the day: what has long lost its novelty is still advertised as new. These buffers keep the reward
-without the bonus, and score the transitions of each batch with the models of the moment.
+A bonus is a function of a transition and of models that go on learning. A replay buffer that keeps the sum of all
+rewards keeps the bonus of the day: what has long lost its novelty is still advertised as new. These buffers keep the
+reward without the bonus, and score the transitions of each batch with the models of the moment.
 """
 
 from collections.abc import Mapping, Sequence
@@ -116,12 +116,12 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
         if self._internal is None:
             shape = (self.buffer_size, self.n_envs)
             self._internal, self._next_internal = np.zeros((2, *shape, step.internal.shape[1]), dtype=np.float32)
-            self._executed = np.zeros((*shape, *step.executed_action.shape[1:]), dtype=step.executed_action.dtype)
+            self._done_actions = np.zeros((*shape, *step.executed_action.shape[1:]), dtype=step.executed_action.dtype)
         bonus = step.terms[TERM]
         self.bonuses[self.pos] = bonus
         self._internal[self.pos] = step.internal
         self._next_internal[self.pos] = step.next_internal
-        self._executed[self.pos] = step.executed_action
+        self._done_actions[self.pos] = step.executed_action
         super().add(obs, next_obs, action, reward - bonus, done, infos)
 
     def bonus(self, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -136,7 +136,7 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
         moves = Moves(
             self._picked(self.observations, rows, slots),
             self._internal[rows, slots].astype(np.float64),
-            self._executed[rows, slots],
+            self._done_actions[rows, slots],
             self._picked(self.next_observations, rows, slots),
             self._next_internal[rows, slots].astype(np.float64),
         )

@@ -182,9 +182,7 @@ class RNDCallback(LearningCallback):
         transitions = self.store.read(self.locals)
         observation = self.actor.encode(transitions.next_observation)
         if self._warm:
-            novelty = self._novelty()
-            self.unit.measure(novelty)
-            self._losses["novelty"].append(float(novelty.mean()))
+            self.unit.measure(self._novelty())
             # Drawn before the loss: what is left out costs nothing.
             if self._rate < 1.0:
                 observation = observation[self.generator.random(len(observation)) < self._rate]
@@ -218,13 +216,14 @@ class RNDCallback(LearningCallback):
         return self._batch
 
     def _update(self, batch: torch.Tensor) -> Mapping[str, float]:
-        loss = self.learner(batch).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
+        loss = self.learner.backpropagate(batch)
         self.optimizer.step()
-        return {"loss": float(loss.detach())}
+        return {"loss": loss}
 
     def _on_rollout_end(self) -> None:
         super()._on_rollout_end()
+        novelty = self.unit.take_mean()
+        if novelty is not None:
+            self.logger.record("persist/rnd/novelty", novelty)
         for key, value in self._logged.items():
             self.logger.record(f"persist/rnd/{key}", value)

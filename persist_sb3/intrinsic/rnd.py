@@ -72,8 +72,38 @@ class RND(Model):
         :return: the predictor's error, mean square over features, ``(n,)``
         """
         target, prediction = self.networks(self.standardizer(encoded))
-        # Detached, the target has gradients, and takes steps of Adam, that are exactly 0.
         return (prediction - target.detach()).square().mean(dim=1)
+
+    @torch.no_grad()
+    def backpropagate(self, encoded: torch.Tensor) -> float:
+        """
+        Set the parameters' gradients to those of the mean of :meth:`forward`, as ``backward()`` would, in a third of
+        its time: nothing is recorded, and nothing propagated through the target. The target's gradients, and its steps
+        of Adam, are exactly 0.
+
+        :param encoded: ``(n, D)``
+        :return: the mean
+        """
+        layers = list(zip(self.networks.weights, self.networks.biases, strict=True))
+        x = self.standardizer(encoded).expand(2, *encoded.shape)
+        inputs = []
+        for weight, bias in layers:
+            # The last layer has no ReLU, so it comes before every other.
+            x = x.relu() if inputs else x
+            inputs.append(x[1])
+            x = torch.baddbmm(bias, x, weight)
+        gap = x[1] - x[0]
+        delta = gap * (2.0 / gap.numel())
+        for (weight, bias), layer_input in zip(reversed(layers), reversed(inputs), strict=True):
+            for parameter in (weight, bias):
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            assert weight.grad is not None and bias.grad is not None
+            torch.mm(layer_input.T, delta, out=weight.grad[1])
+            torch.sum(delta, dim=0, keepdim=True, out=bias.grad[1])
+            if weight is not layers[0][0]:
+                delta = (delta @ weight[1].T).mul_(layer_input > 0)
+        return float(gap.square().mean())
 
     def error(self, encoded: Floats) -> NDArray[np.float64]:
         """
@@ -84,7 +114,8 @@ class RND(Model):
         """
         target, prediction = self._fast(self._fast_standardizer(encoded))
         gap = prediction - target
-        return np.einsum("nf,nf->n", gap, gap, dtype=np.float64) / gap.shape[1]
+        gap *= gap
+        return gap.mean(axis=1, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class BonusUnit:
         self._scale = ForwardScale(gamma)
         # Taken in all at once: a few calls a rollout, and not a step.
         self._pending: list[NDArray[np.float64]] = []
+        self._recent = (0, 0.0)
 
     def set_factor(self, factor: float) -> None:
         """
@@ -53,9 +54,19 @@ class BonusUnit:
     def scale(self) -> ForwardScale:
         """Of all scores so far."""
         if self._pending:
-            self._scale.extend(np.array(self._pending, dtype=np.float64))
+            scores = np.array(self._pending, dtype=np.float64)
             self._pending.clear()
+            self._scale.extend(scores)
+            self._recent = self._recent[0] + scores.size, self._recent[1] + float(scores.sum())
         return self._scale
+
+    def take_mean(self) -> float | None:
+        """
+        :return: mean of the scores measured since the last time, None if there are none
+        """
+        _ = self.scale
+        (count, total), self._recent = self._recent, (0, 0.0)
+        return total / count if count else None
 
     def at(self, progress_remaining: float) -> float:
         """

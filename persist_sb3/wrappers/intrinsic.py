@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from persist_sb3.infos import Infos, MissingInfoError
@@ -108,9 +107,9 @@ class BonusWrapper(LayerWrapper):
     layer: BonusLayer
 
     @property
-    def paid(self) -> list[Paid]:
+    def paid_bonuses(self) -> list[Paid]:
         """What this layer pays, and every one below."""
-        below = self.env.get_wrapper_attr("paid") if self.env.has_wrapper_attr("paid") else []
+        below = self.env.get_wrapper_attr("paid_bonuses") if self.env.has_wrapper_attr("paid_bonuses") else []
         return [*below, self.layer.paid]
 
 
@@ -124,5 +123,7 @@ def find_paid(env: VecEnv) -> list[Paid]:
         if isinstance(env, VecLayerWrapper) and isinstance(env.layer, BonusLayer):
             outer.append(env.layer.paid)
         env = env.venv
-    inner: list[Paid] = env.get_attr("paid", indices=0)[0] if env.has_attr("paid") else []
+    inner: list[Paid] = []
+    if env.has_attr("paid_bonuses"):
+        inner = env.get_attr("paid_bonuses", indices=0)[0]
     return [*inner, *reversed(outer)]

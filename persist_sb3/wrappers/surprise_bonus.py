@@ -63,6 +63,7 @@ class SurpriseBonusLayer(BonusLayer):
             )
         _refuse_shield_below(lookup)
         self._parts: Mapping[str, Any] = {}
+        self._complete = False
         self._training = False
         self._x = np.zeros((num_envs, self._spec.internal_dim))
         self._nothing = np.zeros(num_envs)
@@ -77,6 +78,7 @@ class SurpriseBonusLayer(BonusLayer):
                     "every layer that changes the observation"
                 )
         self._parts = parts
+        self._complete = len(parts) == len(self.pays.parts)
         self._training = training
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
@@ -86,7 +88,7 @@ class SurpriseBonusLayer(BonusLayer):
     def bonus(self, step: Step) -> NDArray[np.float64]:
         infos, everyone = step.infos, self.everyone
         x, self._x = self._x, infos.column(("internal",), everyone)
-        if not self._parts.keys() >= {*self.pays.parts}:
+        if not self._complete:
             if self._training:
                 raise RuntimeError(
                     "SurpriseBonus has no model: add persist_sb3.callbacks.WorldModelCallback() to the callbacks"
