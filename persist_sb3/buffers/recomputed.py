@@ -134,10 +134,10 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
         if self._paid is None or self._parts is None or self._internal is None:
             raise RuntimeError(f"{type(self).__name__} knows no models: it is bound when training begins")
         moves = Moves(
-            self._picked(self.observations, rows, slots),
+            _pick(self.observations, rows, slots),
             self._internal[rows, slots].astype(np.float64),
             self._done_actions[rows, slots],
-            self._picked(self.next_observations, rows, slots),
+            _pick(self.next_observations, rows, slots),
             self._next_internal[rows, slots].astype(np.float64),
         )
         total = np.zeros(len(rows))
@@ -147,17 +147,6 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
                 total += weight * unit * kind.score(self._parts, moves)
         return total
 
-    def _picked(self, leaves: Batch, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Batch:
-        """
-        :param leaves: observations, ``(buffer_size, n_envs, ...)``
-        :param rows: ``(b,)``
-        :param slots: ``(b,)``
-        :return: as the environments gave them, ``(b, ...)``
-        """
-        picked = tree_map(lambda leaf: leaf[rows, slots], leaves)
-        # SB3 keeps a Discrete observation as a column.
-        return picked[:, 0] if isinstance(self.observation_space, spaces.Discrete) else picked
-
     def _get_samples(self, batch_inds: NDArray[np.intp], env: VecNormalize | None = None) -> Any:
         # As SB3 draws them, and nothing else.
         slots = np.random.randint(0, high=self.n_envs, size=len(batch_inds))  # noqa: NPY002
@@ -165,7 +154,7 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
         over = self.dones[batch_inds, slots] * (1.0 - self.timeouts[batch_inds, slots])
         kind = DictReplayBufferSamples if isinstance(self, DictReplayBuffer) else ReplayBufferSamples
         seen, following = (
-            tree_map(self.to_torch, self._normalize_obs(tree_map(lambda leaf: leaf[batch_inds, slots], leaves), env))
+            tree_map(self.to_torch, self._normalize_obs(_pick(leaves, batch_inds, slots), env))
             for leaves in (self.observations, self.next_observations)
         )
         return kind(
@@ -175,6 +164,16 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
             self.to_torch(over[:, None]),
             self.to_torch(self._normalize_reward(reward[:, None], env)),
         )
+
+
+def _pick(leaves: Batch, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Batch:
+    """
+    :param leaves: observations, ``(buffer_size, n_envs, ...)``
+    :param rows: ``(b,)``
+    :param slots: ``(b,)``
+    :return: ``(b, ...)``
+    """
+    return tree_map(lambda leaf: leaf[rows, slots], leaves)
 
 
 class RecomputedBonusDictReplayBuffer(RecomputedBonusReplayBuffer, DictReplayBuffer):  # type: ignore[misc]

@@ -157,7 +157,7 @@ class TransitionStore:
         self._normalizer = env if isinstance(env, VecNormalize) else None
         self._rewards = unwrap_vec_normalize(env)
         self._resets = reset_source(env)
-        self._observation: Batch = self._normalizer.old_obs if self._normalizer else model._last_obs
+        self._observation: Batch = _own(self._normalizer.old_obs if self._normalizer else model._last_obs)
         self._internal = np.array(_column(self._resets.reset_infos, "internal"), dtype=np.float64)
         self._current = None
         self._begins = np.ones(env.num_envs, dtype=np.bool_)
@@ -199,7 +199,7 @@ class TransitionStore:
         # On-policy algorithms keep the unclipped action under "actions".
         action = local_variables.get("clipped_actions", local_variables["actions"])
         rewards = self._rewards.old_reward if self._rewards else local_variables["rewards"]
-        new_observation = self._normalizer.old_obs if self._normalizer else local_variables["new_obs"]
+        new_observation = _own(self._normalizer.old_obs if self._normalizer else local_variables["new_obs"])
         internal = np.array(_column(infos, "internal"), dtype=np.float64)
         cost = _column(infos, "cost") if "cost" in infos[0] else [np.nan] * len(infos)
         next_observation, next_begin = new_observation, internal
@@ -354,6 +354,14 @@ class TransitionStore:
     def __len__(self) -> int:
         """Number of transitions kept."""
         return self._size
+
+
+def _own(observation: Batch) -> Batch:
+    """
+    :param observation: as the environments returned it
+    :return: the same arrays in a dict of its own: SB3's DictReplayBuffer replaces entries of the environments'
+    """
+    return tree_map(lambda leaf: leaf, observation)
 
 
 def _executed(action: NDArray[Any], infos: Sequence[Info]) -> NDArray[Any]:
