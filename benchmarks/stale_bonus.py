@@ -39,8 +39,8 @@ from persist_sb3.wrappers import VecInternalState, VecRNDBonus
 #: Weight of the bonus, and the replay buffer.
 CONDITIONS: dict[str, tuple[float, type[ReplayBuffer]]] = {
     "no bonus": (0.0, ReplayBuffer),
-    "stale": (1.0, ReplayBuffer),
-    "recomputed": (1.0, RecomputedBonusReplayBuffer),
+    "stale": (5.0, ReplayBuffer),
+    "recomputed": (5.0, RecomputedBonusReplayBuffer),
 }
 FOUND = "episodes that reach the end, last fifth"
 FIRST = "steps before the end is first reached"
@@ -75,7 +75,7 @@ class UMaze(gym.Env[Any, Any]):
         self.time += 1
         there = (self.place + STRIDE * np.clip(action, -1.0, 1.0)).clip(0.0, 1.0)
         # The wall is a tenth thick, and no step crosses it.
-        if not (0.45 < there[1] < 0.55 and there[0] < 0.8):
+        if not (0.45 < there[1] < 0.55 and there[0] < 0.7):
             self.place = there
         arrived = bool(np.square(self.place - GOAL).sum() < 0.1**2)
         observation, info = self._observe()
@@ -111,7 +111,7 @@ def explore(condition: str, seed: int, timesteps: int) -> dict[str, float]:
     callbacks: list[BaseCallback] = [watch]
     if weight:
         env = VecRNDBonus(env, weight=weight)
-        callbacks.append(RNDCallback(ignore=[], batch_size=64))
+        callbacks.append(RNDCallback(batch_size=64, learning_rate=1e-3))
     model = SAC(
         "MlpPolicy",
         env,
@@ -121,6 +121,7 @@ def explore(condition: str, seed: int, timesteps: int) -> dict[str, float]:
         gradient_steps=8,
         learning_rate=1e-3,
         gamma=0.98,
+        ent_coef="auto_0.1",
         policy_kwargs={"net_arch": [64, 64]},
         replay_buffer_class=buffer,
         seed=seed,

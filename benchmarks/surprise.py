@@ -137,7 +137,7 @@ def main() -> None:
     """Train, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
-    parser.add_argument("--timesteps", type=int, default=60_000, help="environment steps an agent")
+    parser.add_argument("--timesteps", type=int, default=30_000, help="environment steps an agent")
     parser.add_argument("--immortal", action="store_true", help="the episode goes on when the agent has starved")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     arguments = parser.parse_args()

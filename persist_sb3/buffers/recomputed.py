@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -59,11 +59,9 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
         nested = isinstance(self, DictReplayBuffer)
         if nested != isinstance(observation_space, spaces.Dict):
             raise TypeError(
-                f"{type(self).__name__} does not keep observations of {observation_space}: use the class with"
-                f"{'out' if nested else ''} 'Dict' in its name"
+                f"{type(self).__name__} does not keep observations of {observation_space}: use the class "
+                f"with{'out' if nested else ''} 'Dict' in its name"
             )
-        if isinstance(self, NStepReplayBuffer):
-            raise TypeError(f"{type(self).__name__}: bonuses are recomputed for single steps only")
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
         if self.optimize_memory_usage:
             raise TypeError(
