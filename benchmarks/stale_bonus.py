@@ -151,7 +151,7 @@ def main() -> None:
     """Train, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
-    parser.add_argument("--timesteps", type=int, default=15_000, help="environment steps an agent")
+    parser.add_argument("--timesteps", type=int, default=12_000, help="environment steps an agent")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
