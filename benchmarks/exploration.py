@@ -18,6 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ LANDMARKS = {"hot_spots": 8, "cold_spots": 8, "spot_sigma": 2.0, "hazards": 60}
 #: lambda_I of each condition.
 CONDITIONS = {"PPO": 0.0, "PPO + RND": 0.3}
 BATCH_SIZES = (512, 64)
+#: Of a callback, that are timed.
+METHODS = ("_on_rollout_start", "_on_step", "_on_rollout_end")
 
 
 class Returns(BaseCallback):
@@ -132,33 +135,36 @@ class Reading(PersistCallback):
         return True
 
 
-def cost(batch_size: int, timesteps: int) -> dict[str, float]:
+def cost(batch_size: int, timesteps: int, surprise: bool) -> dict[str, float]:
     """
     :param batch_size: PPO's
     :param timesteps: environment steps
+    :param surprise: whether there is ``SurpriseBonus`` beside ``RNDBonus``
     :return: milliseconds of CPU time per 1000 of them: of each layer, of each callback without the reading of
         transitions, of that reading, and of PPO (policy and training)
     """
-    env: Any = VecInternalState(DummyVecEnv([Drift] * 8), dims=["x"], constraints=["x >= 0.1"])
-    watches: dict[str, Stopwatch] = {}
-    for name, layer in (("RND layer", VecRNDBonus), ("surprise layer", VecSurpriseBonus)):
-        env = layer(env, **({"beta": 0.0} if layer is VecSurpriseBonus else {}))
-        watches[name] = env.layer.after = Stopwatch(env.layer.after)
+    env: Any = VecRNDBonus(VecInternalState(DummyVecEnv([Drift] * 8), dims=["x"], constraints=["x >= 0.1"]))
+    watches = {"RND layer": Stopwatch(env.layer.after)}
+    env.layer.after = watches["RND layer"]
+    callbacks: dict[str, LearningCallback] = {"RND callback": RNDCallback()}
+    if surprise:
+        env = VecSurpriseBonus(env, beta=0.0)
+        watches["surprise layer"] = env.layer.after = Stopwatch(env.layer.after)
+        callbacks["world model"] = WorldModelCallback()
     model = PPO("MlpPolicy", env, n_steps=256, batch_size=batch_size, seed=0, device="cpu")
     reading = Reading()
-    callbacks: dict[str, LearningCallback] = {"RND": RNDCallback(), "world model": WorldModelCallback()}
+    parts = {}
     for name, callback in callbacks.items():
-        for method in ("_on_rollout_start", "_on_step", "_on_rollout_end"):
-            watch = watches[f"{name} {method}"] = Stopwatch(getattr(callback, method))
+        parts[name] = [Stopwatch(getattr(callback, method)) for method in METHODS]
+        for method, watch in zip(METHODS, parts[name], strict=True):
             setattr(callback, method, watch)
-    watches["all steps"] = env.step = Stopwatch(env.step)
+    stepping = env.step = Stopwatch(env.step)
     total = Stopwatch(model.learn)
     total(timesteps, callback=[reading, *callbacks.values()])
-    seconds = {name: watch.seconds for name, watch in watches.items()}
-    for name in callbacks:
-        seconds[name] = sum(seconds.pop(f"{name} {m}") for m in ("_on_rollout_start", "_on_step", "_on_rollout_end"))
+    seconds = {name: sum(watch.seconds for watch in watches) for name, watches in parts.items()}
     seconds["reading"] = reading.seconds
-    seconds["PPO"] = total.seconds - seconds.pop("all steps") - sum(seconds[name] for name in [*callbacks, "reading"])
+    seconds["PPO"] = total.seconds - stepping.seconds - sum(seconds.values())
+    seconds |= {name: watch.seconds for name, watch in watches.items()}
     return {name: 1e6 * value / timesteps for name, value in seconds.items()}
 
 
@@ -209,16 +215,17 @@ def main() -> None:
 
     if arguments.only != "exploration":
         table = Table(title="CPU time per 1000 environment steps, 8 envs, observations of 60, ms: layers and callbacks")
-        names = ("RND layer", "RND", "surprise layer", "world model", "reading")
+        names = ("RND layer", "RND callback", "surprise layer", "world model", "reading")
         for column in ("PPO's batch size", "PPO itself", *names, "RND together", "share of PPO"):
             table.add_column(column, justify="right")
         results["cost"] = {}
-        for batch_size in BATCH_SIZES:
-            cost(batch_size, 4096)
-            ms = results["cost"][str(batch_size)] = cost(batch_size, 20_480)
-            rnd = ms["RND layer"] + ms["RND"]
-            figures = [ms["PPO"], *(ms[name] for name in names), rnd]
-            table.add_row(str(batch_size), *(f"{figure:.1f}" for figure in figures), f"{rnd / ms['PPO']:.0%}")
+        for batch_size, surprise in product(BATCH_SIZES, (False, True)):
+            cost(batch_size, 4096, surprise)
+            ms = cost(batch_size, 20_480, surprise)
+            results["cost"][f"{batch_size}{', with surprise' if surprise else ''}"] = ms
+            rnd = ms["RND layer"] + ms["RND callback"]
+            cells = [f"{ms[name]:.1f}" if name in ms else "" for name in ("PPO", *names)]
+            table.add_row(str(batch_size), *cells, f"{rnd:.1f}", f"{rnd / ms['PPO']:.0%}")
         Console(width=130).print(table)
 
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,9 @@ class RND(Model):
         target, prediction = self._fast(self._fast_standardizer(encoded))
         gap = prediction - target
         gap *= gap
-        return gap.mean(axis=1, dtype=np.float64)
+        error: NDArray[np.float64] = np.add.reduce(gap, axis=1, dtype=np.float64)
+        error /= gap.shape[1]
+        return error
 
 
 @dataclass(frozen=True)

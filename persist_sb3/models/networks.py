@@ -21,6 +21,8 @@ VARIANCE_FLOOR = 1e-4
 #: Added to the mean square by which a layer is normalised.
 NORM_FLOOR = 1e-4
 
+_FLOOR, _LOW, _HIGH = np.float32(VARIANCE_FLOOR), np.float32(-CLIP), np.float32(CLIP)
+
 
 class Standardizer(nn.Module):
     """
@@ -192,8 +194,11 @@ class NumpyStandardizer:
         :return: standardised and clipped, ``(..., size)``
         """
         mean, var = self._moments
-        scaled: Floats = (x - mean.numpy()) / np.sqrt(var.numpy() + np.float32(VARIANCE_FLOOR))
-        return scaled.clip(-CLIP, CLIP, out=scaled)
+        scaled: Floats = x - mean.numpy()
+        scaled /= np.sqrt(var.numpy() + _FLOOR)
+        # Faster than np.clip on a small batch.
+        np.minimum(scaled, _HIGH, out=scaled)
+        return np.maximum(scaled, _LOW, out=scaled)
 
 
 class NumpyEnsemble:

@@ -1,5 +1,6 @@
 """What every layer that adds an intrinsic reward does with it."""
 
+import math
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -76,7 +77,8 @@ class BonusLayer(Layer):
         bonus = self.weight * self.bonus(step)
         if not step.live.all():
             bonus = np.where(step.live, bonus, 0.0)
-        if not np.isfinite(bonus).all():
+        # The sum is finite only if every one is, and costs less to check; a sum that overflows is looked at closely.
+        if not math.isfinite(np.add.reduce(bonus)) and not np.isfinite(bonus).all():
             slot = int(np.argmin(np.isfinite(bonus)))
             raise NonFiniteError(
                 f"the intrinsic reward ({type(self).__name__}) of environment {slot} is {bonus[slot]} at step "
@@ -84,13 +86,14 @@ class BonusLayer(Layer):
                 "(InternalState checks that unless check_finite=False), or the model behind the bonus has diverged: "
                 "lower its learning_rate"
             )
-        step.infos.publish("reward_terms", self.everyone, bonus + self._below(step.infos), TERM)
+        step.infos.publish("reward_terms", self.everyone, self._total(bonus, step.infos), TERM)
         return step.reward + bonus
 
-    def _below(self, infos: Infos) -> NDArray[np.float64] | float:
+    def _total(self, bonus: NDArray[np.float64], infos: Infos) -> NDArray[np.float64]:
         """
+        :param bonus: of this layer
         :param infos: of the step
-        :return: the intrinsic reward that other layers have added already
+        :return: the same, with the intrinsic reward that other layers have added already
         """
         if self._alone is None:
             try:
@@ -98,7 +101,7 @@ class BonusLayer(Layer):
                 self._alone = False
             except MissingInfoError:
                 self._alone = True
-        return 0.0 if self._alone else infos.column(("reward_terms", TERM), self.everyone)
+        return bonus if self._alone else bonus + infos.column(("reward_terms", TERM), self.everyone)
 
 
 class BonusWrapper(LayerWrapper):
