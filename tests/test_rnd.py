@@ -178,7 +178,7 @@ def test_gradients_by_hand_are_those_of_autograd() -> None:
         loss = rnd(batch).mean()
         loss.backward()
         expected = [parameter.grad.clone() for parameter in rnd.parameters() if parameter.grad is not None]
-        assert rnd.backpropagate(batch) == pytest.approx(float(loss))
+        assert rnd.backpropagate(batch) == pytest.approx(loss.item())
         assert len(expected) == 6
         for parameter, gradient in zip(rnd.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)

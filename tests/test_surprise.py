@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from persist_sb3.callbacks import MetricsCallback, PersistCallback, WorldModelCallback, world_model
 from persist_sb3.config import PersistConfig
 from persist_sb3.intrinsic import BonusUnit, Moves, Surprise, SurpriseUnit
+from persist_sb3.models.latent import LatentModel
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.world import WorldModel
 from persist_sb3.viability import ViabilitySet
@@ -114,16 +115,21 @@ def test_categories_and_bits_by_hand(probability: float, expected: float) -> Non
     assert both == pytest.approx([(expected + math.log(2.0)) / 2], rel=1e-3)
 
 
-def test_is_the_likelihood_of_the_mixture_in_whitened_units() -> None:
+@pytest.mark.parametrize("kind", ["gaussian", "latent"])
+def test_is_the_likelihood_of_the_mixture_in_whitened_units(kind: str) -> None:
     torch.manual_seed(0)
-    model = WorldModel(make_spec(6), net_arch=[8], members=4)
+    spec = make_spec(6)
+    model: Any = WorldModel(spec, [8], members=4) if kind == "gaussian" else LatentModel(spec, 8, 8, 2, 2, samples=4)
     deviation = torch.tensor([0.3, 1.0, 7.0, 200.0, 1.0, 2.0])
     seen = torch.randn(4000, 6) * deviation
     state = torch.cat([seen, torch.full((4000, 2), 0.5)], dim=1)
-    model.measure(state, torch.eye(2)[torch.arange(4000) % 2], seen + torch.randn(4000, 6) * 0.5 * deviation)
+    following = seen + torch.randn(4000, 6) * 0.5 * deviation
+    if kind == "latent":
+        following = torch.cat([following, torch.rand(4000, 2)], dim=1)
+    model.measure(state, torch.eye(2)[torch.arange(4000) % 2], following)
     rows, action = state[:50].numpy(), np.eye(2, dtype=np.float32)[np.arange(50) % 2]
     target = (seen[:50] + torch.randn(50, 6) * 0.5 * deviation).clamp(-3 * deviation, 3 * deviation).numpy()
-    own = np.log(np.sqrt(model.standardizer.var[:6].numpy() + 1e-4)).sum()
+    own = np.log(np.sqrt(seen.var(dim=0).numpy() + 1e-4)).sum()
     expected = (model.nll(rows, action, target) - own) / 6
     np.testing.assert_allclose(model.surprise(rows, action, target), expected, rtol=1e-3, atol=1e-3)
 
@@ -428,6 +434,15 @@ def test_noise_costs_its_entropy_and_what_is_foreseen_nothing() -> None:
     # The entropy of a whitened Gaussian is 0.5 log(2 pi e) = 1.42; the least surprise is that of a deviation of 0.1.
     expected = (0.5 * math.log(2.0 * math.pi * math.e) + gaussian(0.0, 0.1)) / 2
     assert np.mean(judge.published[-200:]) == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.usefixtures("soon")
+def test_with_a_latent_model() -> None:
+    judge = Judge()
+    callback = WorldModelCallback(kind="latent", learning_starts=64, units=16, gru_size=8, sequence_length=4)
+    make_model(make_vec(weight=0.5)).learn(320, callback=[judge, callback])
+    np.testing.assert_allclose(judge.own, judge.published, rtol=1e-6)
+    assert (np.abs(judge.bonus[-32:]) > 0.0).all()
 
 
 @pytest.mark.usefixtures("soon")

@@ -23,8 +23,8 @@ LOG_VAR_LOW, LOG_VAR_HIGH = -10.0, 5.0
 #: Least variance that surprises are measured in: where there was none yet, the first is finite.
 FLOOR = 1e-8
 
-#: Logarithm of the least and the greatest variance of a whitened number in :meth:`PredictiveModel.white_nll`: deviations
-#: of a tenth, and of :data:`~persist_sb3.models.networks.CLIP`.
+#: Logarithm of the least and the greatest variance of a whitened number in :meth:`PredictiveModel.white_nll`:
+#: deviations of a tenth, and of :data:`~persist_sb3.models.networks.CLIP`.
 WHITE_LOG_VAR_LOW, WHITE_LOG_VAR_HIGH = 2.0 * math.log(0.1), 2.0 * math.log(CLIP)
 
 #: Least probability of what is not a number, there.
