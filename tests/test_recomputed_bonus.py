@@ -95,7 +95,8 @@ class Ledger(PersistCallback):
 
 
 def train(env: VecEnv, *callbacks: BaseCallback, steps: int = 200, **kwargs: Any) -> tuple[Any, Any, Ledger]:
-    ledger, model = Ledger(), make_model(env, **kwargs)
+    ledger = Ledger()
+    model: Any = make_model(env, **kwargs)
     model.learn(steps, callback=[ledger, *callbacks])
     return model, model.replay_buffer, ledger
 
@@ -184,9 +185,8 @@ def test_the_sum_is_normalised_as_a_whole() -> None:
     samples = buffer._get_samples(rows, env)
     raw = buffer.rewards[rows, drawn] + buffer.bonus(rows, drawn)
     np.testing.assert_allclose(samples.rewards[:, 0], env.normalize_reward(raw), rtol=1e-4)
-    np.testing.assert_allclose(
-        samples.next_observations, env.normalize_obs(buffer.next_observations[rows, drawn]), rtol=1e-5
-    )
+    white: Any = env.normalize_obs(buffer.next_observations[rows, drawn])
+    np.testing.assert_allclose(samples.next_observations, white, rtol=1e-5)
 
 
 def make_wrapped() -> gym.Env[Any, Any]:
@@ -243,7 +243,7 @@ class Halved(VecEnvWrapper):
 
 def test_with_executed_actions() -> None:
     env = Halved(make_env(surprise=True))
-    penalty = {"learn_from": "both", "intervention_penalty": 2.5}
+    penalty: dict[str, Any] = {"learn_from": "both", "intervention_penalty": 2.5}
     callbacks = [RNDCallback(**QUICK), WorldModelCallback(**SMALL)]
     _, buffer, ledger = train(env, *callbacks, buffer=ExecutedActionRecomputedBonusReplayBuffer, **penalty)
     assert buffer.interventions > 100

@@ -403,7 +403,7 @@ def test_in_worker_processes_it_is_the_same() -> None:
         bonuses.append(np.array(judge.bonus))
         policies.append(dict(model.policy.state_dict()))
     assert (bonuses[0][-20:] != 0.0).all()
-    np.testing.assert_array_equal(*bonuses)
+    np.testing.assert_array_equal(bonuses[0], bonuses[1])
     assert same(*policies)
 
 
@@ -439,7 +439,8 @@ def test_noise_costs_its_entropy_and_what_is_foreseen_nothing() -> None:
 @pytest.mark.usefixtures("soon")
 def test_with_a_latent_model() -> None:
     judge = Judge()
-    callback = WorldModelCallback(kind="latent", learning_starts=64, units=16, gru_size=8, sequence_length=4)
+    sizes: dict[str, Any] = {"units": 16, "gru_size": 8, "sequence_length": 4}
+    callback = WorldModelCallback(kind="latent", learning_starts=64, **sizes)
     make_model(make_vec(weight=0.5)).learn(320, callback=[judge, callback])
     np.testing.assert_allclose(judge.own, judge.published, rtol=1e-6)
     assert (np.abs(judge.bonus[-32:]) > 0.0).all()

@@ -174,7 +174,7 @@ def _pick(leaves: Batch, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Bat
     return tree_map(lambda leaf: leaf[rows, slots], leaves)
 
 
-class RecomputedBonusDictReplayBuffer(RecomputedBonusReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
+class RecomputedBonusDictReplayBuffer(RecomputedBonusReplayBuffer, DictReplayBuffer):
     """
     The same for Dict observations. It takes the same parameters.
     """
@@ -187,9 +187,7 @@ class ExecutedActionRecomputedBonusReplayBuffer(ExecutedActionReplayBuffer, Reco
     """
 
 
-class ExecutedActionRecomputedBonusDictReplayBuffer(  # type: ignore[misc]
-    ExecutedActionReplayBuffer, RecomputedBonusDictReplayBuffer
-):
+class ExecutedActionRecomputedBonusDictReplayBuffer(ExecutedActionReplayBuffer, RecomputedBonusDictReplayBuffer):
     """
     The same for Dict observations. It takes the same parameters.
     """

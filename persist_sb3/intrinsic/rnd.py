@@ -86,7 +86,7 @@ class RND(Model):
         """
         layers = list(zip(self.networks.weights, self.networks.biases, strict=True))
         x = self.standardizer(encoded).expand(2, *encoded.shape)
-        inputs = []
+        inputs: list[torch.Tensor] = []
         for weight, bias in layers:
             # The last layer has no ReLU, so it comes before every other.
             x = x.relu() if inputs else x

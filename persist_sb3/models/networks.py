@@ -198,7 +198,8 @@ class NumpyStandardizer:
         scaled /= np.sqrt(var.numpy() + _FLOOR)
         # Faster than np.clip on a small batch.
         np.minimum(scaled, _HIGH, out=scaled)
-        return np.maximum(scaled, _LOW, out=scaled)
+        np.maximum(scaled, _LOW, out=scaled)
+        return scaled
 
 
 class NumpyEnsemble:
