@@ -5,8 +5,9 @@ Whether RND finds what PPO alone does not, and what it costs.
 24x24 layout, 34 tiles from the start, and 128 steps to reach it. It is the only reward. Score: the share of the last
 fifth of the training episodes in which it was found.
 
-*Cost*: CPU time of the layer, and of the callback without the reading of transitions, which all callbacks share, per
-1000 environment steps with 8 environments and observations of 60, in one thread, beside that of PPO in the same run::
+*Cost*: CPU time of ``RNDBonus`` and ``SurpriseBonus`` and of their callbacks, without the reading of transitions,
+which all callbacks share, per 1000 environment steps with 8 environments and observations of 60, in one thread, beside
+that of PPO in the same run. The world model that surprise needs also serves the shield::
 
     python benchmarks/exploration.py                              # 4 seeds, 80k steps
     python benchmarks/exploration.py --seeds 2 --timesteps 50000  # a quick look
@@ -17,6 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import persist_sb3  # noqa: F401  registers GridLife
-from persist_sb3.callbacks import RNDCallback
-from persist_sb3.wrappers import VecInternalState, VecRNDBonus
+from persist_sb3.callbacks import PersistCallback, RNDCallback, WorldModelCallback
+from persist_sb3.callbacks.learning import LearningCallback
+from persist_sb3.wrappers import VecInternalState, VecRNDBonus, VecSurpriseBonus
 
 ENV = "GridLifeFlat-v0"
 HARMLESS = {"energy_decay": 0.0, "move_cost": 0.0, "temp_rate": 0.0, "hazard_damage": 0.0, "food": 0, "ringed_food": 0}
@@ -45,6 +48,8 @@ LANDMARKS = {"hot_spots": 8, "cold_spots": 8, "spot_sigma": 2.0, "hazards": 60}
 #: lambda_I of each condition.
 CONDITIONS = {"PPO": 0.0, "PPO + RND": 0.3}
 BATCH_SIZES = (512, 64)
+#: Of a callback, that are timed.
+METHODS = ("_on_rollout_start", "_on_step", "_on_rollout_end")
 
 
 class Returns(BaseCallback):
@@ -118,36 +123,48 @@ class Stopwatch:
         return result
 
 
-class TimedRNDCallback(RNDCallback):
-    """Times how it reads transitions."""
+class Reading(PersistCallback):
+    """Reads the transitions first, so that the others find them read, and times that."""
 
-    def _init_callback(self) -> None:
-        super()._init_callback()
-        self.reading = Stopwatch(self.store.read)
-        self.store.read = self.reading  # type: ignore[method-assign]
+    seconds = 0.0
+
+    def _on_step(self) -> bool:
+        start = time.process_time()
+        self.store.read(self.locals)
+        self.seconds += time.process_time() - start
+        return True
 
 
-def cost(batch_size: int, timesteps: int) -> dict[str, float]:
+def cost(batch_size: int, timesteps: int, surprise: bool) -> dict[str, float]:
     """
     :param batch_size: PPO's
     :param timesteps: environment steps
-    :return: milliseconds of CPU time per 1000 of them: of the layer, of reading transitions, of the rest of the
-        callback, and of PPO (policy and training)
+    :param surprise: whether there is ``SurpriseBonus`` beside ``RNDBonus``
+    :return: milliseconds of CPU time per 1000 of them: of each layer, of each callback without the reading of
+        transitions, of that reading, and of PPO (policy and training)
     """
-    env = VecRNDBonus(VecInternalState(DummyVecEnv([Drift] * 8), dims=["x"], constraints=["x >= 0.1"]))
+    env: Any = VecRNDBonus(VecInternalState(DummyVecEnv([Drift] * 8), dims=["x"], constraints=["x >= 0.1"]))
+    watches = {"RND layer": Stopwatch(env.layer.after)}
+    env.layer.after = watches["RND layer"]
+    callbacks: dict[str, LearningCallback] = {"RND callback": RNDCallback()}
+    if surprise:
+        env = VecSurpriseBonus(env, beta=0.0)
+        watches["surprise layer"] = env.layer.after = Stopwatch(env.layer.after)
+        callbacks["world model"] = WorldModelCallback()
     model = PPO("MlpPolicy", env, n_steps=256, batch_size=batch_size, seed=0, device="cpu")
-    callback = TimedRNDCallback()
-    watches = {"layer": Stopwatch(env.layer.after), "callback": Stopwatch(callback._on_step)}
-    env.layer.after = watches["layer"]  # type: ignore[method-assign]
-    callback._on_step = watches["callback"]  # type: ignore[method-assign]
-    watches["all steps"] = Stopwatch(env.step)
-    env.step = watches["all steps"]  # type: ignore[method-assign]
+    reading = Reading()
+    parts = {}
+    for name, callback in callbacks.items():
+        parts[name] = [Stopwatch(getattr(callback, method)) for method in METHODS]
+        for method, watch in zip(METHODS, parts[name], strict=True):
+            setattr(callback, method, watch)
+    stepping = env.step = Stopwatch(env.step)
     total = Stopwatch(model.learn)
-    total(timesteps, callback=callback)
-    watches["reading"] = callback.reading
-    seconds = {name: watch.seconds for name, watch in watches.items()}
-    seconds["PPO"] = total.seconds - seconds.pop("all steps") - seconds["callback"]
-    seconds["callback"] -= seconds["reading"]
+    total(timesteps, callback=[reading, *callbacks.values()])
+    seconds = {name: sum(watch.seconds for watch in watches) for name, watches in parts.items()}
+    seconds["reading"] = reading.seconds
+    seconds["PPO"] = total.seconds - stepping.seconds - sum(seconds.values())
+    seconds |= {name: watch.seconds for name, watch in watches.items()}
     return {name: 1e6 * value / timesteps for name, value in seconds.items()}
 
 
@@ -197,16 +214,19 @@ def main() -> None:
         Console().print(table)
 
     if arguments.only != "exploration":
-        table = Table(title="CPU time per 1000 environment steps, 8 envs, observations of 60, ms")
-        for column in ("PPO's batch size", "PPO itself", "layer", "callback", "RND together", "reading"):
+        table = Table(title="CPU time per 1000 environment steps, 8 envs, observations of 60, ms: layers and callbacks")
+        names = ("RND layer", "RND callback", "surprise layer", "world model", "reading")
+        for column in ("PPO's batch size", "PPO itself", *names, "RND together", "share of PPO"):
             table.add_column(column, justify="right")
         results["cost"] = {}
-        for batch_size in BATCH_SIZES:
-            cost(batch_size, 2048)
-            ms = results["cost"][str(batch_size)] = cost(batch_size, 20_480)
-            figures = [ms["PPO"], ms["layer"], ms["callback"], ms["layer"] + ms["callback"], ms["reading"]]
-            table.add_row(str(batch_size), *(f"{figure:.1f}" for figure in figures))
-        Console().print(table)
+        for batch_size, surprise in product(BATCH_SIZES, (False, True)):
+            cost(batch_size, 4096, surprise)
+            ms = cost(batch_size, 20_480, surprise)
+            results["cost"][f"{batch_size}{', with surprise' if surprise else ''}"] = ms
+            rnd = ms["RND layer"] + ms["RND callback"]
+            cells = [f"{ms[name]:.1f}" if name in ms else "" for name in ("PPO", *names)]
+            table.add_row(str(batch_size), *cells, f"{rnd:.1f}", f"{rnd / ms['PPO']:.0%}")
+        Console(width=130).print(table)
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")

@@ -86,7 +86,8 @@ def flatten(space: spaces.Space[Any], batch: Batch) -> NDArray[Any]:
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         return np.reshape(batch, (len(batch), -1))
     if isinstance(space, spaces.Discrete):
-        return np.eye(int(space.n))[np.asarray(batch) - space.start]
+        # SB3's DictReplayBuffer turns such entries into columns, in the very dict that the environment returned.
+        return np.eye(int(space.n))[np.reshape(batch, len(batch)) - space.start]
     if isinstance(space, spaces.MultiDiscrete):
         values = np.reshape(batch, (len(batch), -1)) - space.start.reshape(-1)
         return np.concatenate(

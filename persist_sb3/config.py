@@ -340,13 +340,7 @@ class PersistConfig(_Section):
         """
         :return: name (of the gymnasium form, in :mod:`persist_sb3.wrappers`) and parameters of each layer, the
             innermost first
-        :raises RuntimeError: if the configuration asks for a layer that this version does not have
         """
-        if self.rewards.intrinsic not in ("none", "rnd", "empowerment"):
-            raise RuntimeError(
-                f"rewards.intrinsic={self.rewards.intrinsic!r}: this version has only 'rnd' and 'empowerment'; name "
-                "one of them, or set it to 'none' and lambda_intr to 0"
-            )
         state, rewards = self.internal_state, self.rewards
         internal: dict[str, Any] = {
             "dims": list(state.dims),
@@ -376,10 +370,11 @@ class PersistConfig(_Section):
         layers += state.observing_layers
         if rewards.cost_target is not None:
             layers.append(("CostPenalty", {}))
-        if rewards.intrinsic == "rnd":
-            layers.append(("RNDBonus", {"weight": rewards.lambda_intr}))
-        if rewards.intrinsic == "empowerment":
-            layers.append(("EmpowermentBonus", {"weight": rewards.lambda_intr}))
+        bonus = {"rnd": "RNDBonus", "surprise": "SurpriseBonus", "empowerment": "EmpowermentBonus"}.get(
+            rewards.intrinsic
+        )
+        if bonus is not None:
+            layers.append((bonus, {"weight": rewards.lambda_intr}))
         if self.viability.shield is not None:
             layers.append(("ActionShield", self._shield(self.viability.shield)))
         return [(name, {key: value for key, value in kwargs.items() if value is not None}) for name, kwargs in layers]
@@ -442,7 +437,11 @@ class PersistConfig(_Section):
         return [*staged, *priced, *((name, {}) for name in self._callback_names())]
 
     def _callback_names(self) -> list[str]:
-        intrinsic = {"rnd": ["RNDCallback"], "empowerment": ["WorldModelCallback", "EmpowermentCallback"]}
+        intrinsic = {
+            "rnd": ["RNDCallback"],
+            "surprise": ["WorldModelCallback"],
+            "empowerment": ["WorldModelCallback", "EmpowermentCallback"],
+        }
         shield, belief = self.viability.shield, self.internal_state.belief
         estimating = {None: [], "gru": ["BeliefCallback"], "ekf": ["InternalModelCallback"]}[belief]
         names = [*intrinsic.get(self.rewards.intrinsic, []), *estimating]

@@ -124,7 +124,11 @@ class ListInfos(Infos):
                 self.infos[slot][key] = value
         else:
             for slot, value in zip(slots.tolist(), rows, strict=True):
-                self.infos[slot].setdefault(key, {})[name] = value
+                info = self.infos[slot]
+                if key in info:
+                    info[key][name] = value
+                else:
+                    info[key] = {name: value}
 
 
 class VectorInfos(Infos):

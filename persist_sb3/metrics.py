@@ -154,6 +154,18 @@ def recovery_rate(margin: ArrayLike, near: float, core: float, horizon: int) -> 
     return float(recovers.mean()) if len(recovers) else math.nan
 
 
+def intrinsic_share(terms: Mapping[str, float]) -> float | None:
+    """
+    How much of what the agent is paid is intrinsic.
+
+    :param terms: mean or sum of each reward term
+    :return: size of the term ``intrinsic`` over the sum of the sizes of all terms, in ``[0, 1]``; None if there is no
+        such term, or nothing was paid
+    """
+    total = sum(abs(value) for value in terms.values())
+    return abs(terms["intrinsic"]) / total if "intrinsic" in terms and total > 0.0 else None
+
+
 @dataclass
 class EpisodeRecord:
     """

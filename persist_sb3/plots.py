@@ -258,6 +258,42 @@ def rewards(trained: Mapping[str, Sequence[EpisodeRecord]], evaluated: Mapping[s
     return figure
 
 
+@styled
+def intrinsic(runs: Mapping[str, Sequence[EpisodeRecord]], groups: int = 10) -> Figure:
+    """
+    The intrinsic reward per step against the time alive: whether those who live long are those who are paid for it. The
+    training episodes are put in groups by the time that they lasted without a violation; drawn is each group's mean,
+    with the 95 % interval of that.
+
+    :param runs: training episodes by label, each with the reward term ``intrinsic``
+    :param groups: most groups of a run, of about equally many episodes
+    :return: the figure
+    """
+    figure = _figure(6.4, 3.7)
+    axes = figure.add_subplot()
+    ends = {}
+    for label, colour in colours(list(runs)).items():
+        time = np.array([episode.duration for episode in runs[label]], dtype=np.float64)
+        paid = np.array([episode.reward_terms["intrinsic"] / episode.length for episode in runs[label]])
+        # By their middle rank: episodes of one length stay together, and those of the horizon may be most of all.
+        before, upto = (np.searchsorted(np.sort(time), time, side=side) for side in ("left", "right"))
+        group = (groups * (before + upto)) // (2 * len(time))
+        members = [group == number for number in np.unique(group)]
+        intervals = [mean_interval(paid[rows]) for rows in members]
+        at, mean = [time[rows].mean() for rows in members], np.array([interval["mean"] for interval in intervals])
+        # A group of one has no interval.
+        error = np.nan_to_num([[mean - i["low"], i["high"] - mean] for mean, i in zip(mean, intervals, strict=True)])
+        style: dict[str, Any] = {"fmt": "o-", "color": colour, "capsize": 3, "markersize": 4, "label": label}
+        axes.errorbar(at, mean, error.T, **style)
+        ends[label] = (float(mean[-1]), label)
+    axes.set_title("intrinsic reward: training")
+    axes.set_ylabel("per step")
+    axes.set_xlabel("time alive (steps)")
+    axes.set_xlim(left=0)
+    _direct_labels(axes, ends, colours(list(runs)))
+    return figure
+
+
 def _term_over_training(
     axes: Axes, term: str, labels: Sequence[str], runs: Mapping[str, Sequence[EpisodeRecord]]
 ) -> dict[str, float]:

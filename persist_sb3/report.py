@@ -265,6 +265,9 @@ def _figures(subjects: Sequence[Subject]) -> dict[str, Figure]:
         figures["training.png"] = plots.training(trained)
     if trained or evaluated:
         figures["rewards.png"] = plots.rewards(trained, records)
+    paid = {label: [e for e in episodes if "intrinsic" in e.reward_terms] for label, episodes in trained.items()}
+    if any(paid.values()):
+        figures["intrinsic.png"] = plots.intrinsic({label: episodes for label, episodes in paid.items() if episodes})
     return figures
 
 

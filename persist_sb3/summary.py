@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from persist_sb3.metrics import EpisodeRecord, SurvivalCurve, survival_curve
+from persist_sb3.metrics import EpisodeRecord, SurvivalCurve, intrinsic_share, survival_curve
 
 
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
@@ -137,7 +137,17 @@ def training_figures(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
         "violations_per_1k_steps_in_last_tenth": per_thousand_steps(last),
         "intervention_rate": intervention_rate(episodes),
         "deaths": deaths(episodes),
+        "intrinsic_share": intrinsic_share(_sums(episodes)),
     }
+
+
+def _sums(episodes: Sequence[EpisodeRecord]) -> dict[str, float]:
+    """
+    :param episodes: at least one
+    :return: sum of each reward term that all of them report
+    """
+    names = set.intersection(*(set(episode.reward_terms) for episode in episodes))
+    return {name: sum(episode.reward_terms[name] for episode in episodes) for name in names}
 
 
 def without_nan(figures: Any) -> Any:

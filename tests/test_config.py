@@ -86,7 +86,7 @@ def test_refuses_other_files(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"rewards": {"intrinsic": "surprise", "lambda_intr": 0.1}}, "intrinsic"),
+        ({"rewards": {"intrinsic": "empowerment", "lambda_intr": 0.1}}, "intrinsic"),
     ],
 )
 def test_a_layer_that_does_not_exist_is_never_left_out_silently(data: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from persist_sb3.metrics import (
     EpisodeRecord,
     EpisodeTracker,
+    intrinsic_share,
     kaplan_meier,
     read_episodes,
     recovery_outcomes,
@@ -283,3 +284,17 @@ def test_any_other_damaged_line_is_named(tmp_path: Path, bad: str) -> None:
     path = write(tmp_path / "persist.jsonl", f"{record().to_json()}\n{bad}\n{record().to_json()}\n")
     with pytest.raises(ValueError, match=r"persist\.jsonl, line 2: "):
         read_episodes(path)
+
+
+@pytest.mark.parametrize(
+    ("terms", "share"),
+    [
+        ({"task": 1.0, "homeo": -2.0, "intrinsic": 1.0}, 0.25),
+        ({"task": 0.0, "intrinsic": -3.0}, 1.0),
+        ({"task": 1.0, "intrinsic": 0.0}, 0.0),
+        ({"task": 0.0, "intrinsic": 0.0}, None),
+        ({"task": 1.0}, None),
+    ],
+)
+def test_share_of_the_intrinsic_reward(terms: dict[str, float], share: float | None) -> None:
+    assert intrinsic_share(terms) == share

@@ -238,3 +238,19 @@ def test_matplotlib_is_left_as_it_was(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["survival.png"]
     with Image.open(path) as image:
         assert image.size[0] == pytest.approx(6.4 * 160, abs=1)
+
+
+def test_intrinsic_reward_against_time_alive_by_hand() -> None:
+    dead = [record(10, "fuel >= 0.2", intrinsic=paid) for paid in (1.0, 3.0)]
+    alive = [record(40, intrinsic=paid) for paid in (8.0, 12.0, 16.0)]
+    figure = plots.intrinsic({"a": [*alive, *dead]}, groups=2)
+    drawn = figure.axes[0].containers[0][0]
+    # Per step: 0.1 and 0.3 of those that lasted 10 steps, 0.2, 0.3 and 0.4 of those that lasted 40.
+    assert xs(drawn) == [10.0, 40.0]
+    assert ys(drawn) == pytest.approx([0.2, 0.3])
+
+
+def test_episodes_of_one_length_are_one_group() -> None:
+    figure = plots.intrinsic({"a": [record(50, intrinsic=float(paid)) for paid in range(7)]})
+    drawn = figure.axes[0].containers[0][0]
+    assert xs(drawn) == [50.0] and ys(drawn) == pytest.approx([3.0 / 50.0])

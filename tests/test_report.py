@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from persist_sb3.envs.layout import SPLITS
 from persist_sb3.evaluation import evaluate
-from persist_sb3.metrics import read_episodes
-from persist_sb3.report import report
+from persist_sb3.metrics import EpisodeRecord, read_episodes
+from persist_sb3.report import Subject, _figures, report
 from persist_sb3.runs import Run, RunError, read_monitors
 from persist_sb3.train import train
 
@@ -188,6 +188,22 @@ def test_the_gauges_of_another_environment_are_drawn(runs: dict[str, Path], tmp_
 def test_only_the_training_record(runs: dict[str, Path], tmp_path: Path) -> None:
     assert report([str(runs["gridlife"]), "--no-evaluate", "--output", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"training.png", "rewards.png", "summary.json"}
+
+
+def test_the_intrinsic_reward_is_drawn_where_there_is_one() -> None:
+    def subject(label: str, **terms: float) -> Subject:
+        rest: Any = dict.fromkeys(("violations", "near_steps", "recovered_steps", "task_return", "shaped_return"), 0)
+        ends: Any = {"terminated": False, "truncated": True, "violated": None, "violated_at": None}
+        record = EpisodeRecord(
+            length=8, min_margin=0.5, satisfaction={}, reward_terms=terms, timestep=8, **ends, **rest
+        )
+        run: Any = None
+        return Subject(label, run, trained=[record])
+
+    figures = _figures([subject("bare", task=1.0), subject("curious", task=1.0, intrinsic=4.0)])
+    (axes,) = figures["intrinsic.png"].axes
+    assert [container.get_label() for container in axes.containers] == ["curious"]
+    assert "intrinsic.png" not in _figures([subject("bare", task=1.0)])
 
 
 def test_a_run_in_progress(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

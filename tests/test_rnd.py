@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from persist_sb3.callbacks import MetricsCallback, RNDCallback
 from persist_sb3.config import PersistConfig
-from persist_sb3.intrinsic import RND
+from persist_sb3.intrinsic import RND, BonusUnit
 from persist_sb3.models.base import rebuild
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.viability import ViabilitySet
@@ -167,6 +167,66 @@ def test_both_ways_to_the_error_agree() -> None:
     rnd.standardizer.update(torch.randn(50, 5) * 3 + 1)
     encoded = torch.randn(20, 5)
     np.testing.assert_allclose(rnd.error(encoded.numpy()), rnd(encoded).detach().numpy(), rtol=1e-4)
+
+
+def test_gradients_by_hand_are_those_of_autograd() -> None:
+    torch.manual_seed(0)
+    rnd = RND(make_spec(7), net_arch=[16, 8], features=5, ignore=[1, 4])
+    rnd.standardizer.update(torch.randn(50, 5) * 3 + 1)
+    for batch in (torch.randn(33, 5), torch.randn(12, 5)):  # the second writes over the first
+        rnd.zero_grad()
+        loss = rnd(batch).mean()
+        loss.backward()
+        expected = [parameter.grad.clone() for parameter in rnd.parameters() if parameter.grad is not None]
+        assert rnd.backpropagate(batch) == pytest.approx(loss.item())
+        assert len(expected) == 6
+        for parameter, gradient in zip(rnd.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+def reference_rewards(observations: np.ndarray, rnd: RND, gamma: float) -> np.ndarray:
+    """
+    The intrinsic rewards of a sequence, step by step as in the published code (github.com/openai/random-network-
+    distillation: ``ppo_agent.py``, ``utils.py``, ``mpi_util.py``): observations whitened by running moments and clipped
+    to +-5, the predictor's mean square error, divided by the standard deviation of ``RunningMeanStd(epsilon=1e-4)``
+    over the returns that ``RewardForwardFilter`` makes, mean not subtracted.
+
+    :param observations: ``(T, n, D)``, of which the first step whitens
+    """
+    mean, var, count = 0.0, 1.0, 1e-4
+    returns: Any = None
+    flat = observations[0]
+    white_mean, white_var = flat.mean(axis=0), flat.var(axis=0)
+    rewards = []
+    target, predictor = ([w[i].detach().numpy() for w in rnd.networks.weights] for i in (0, 1))
+    for step in observations[1:]:
+        x = np.clip((step - white_mean) / np.sqrt(white_var + 1e-4), -5.0, 5.0)
+        out = []
+        for layers in (target, predictor):
+            h = x
+            for weight in layers[:-1]:
+                h = np.maximum(h @ weight, 0.0)
+            out.append(h @ layers[-1])
+        reward = np.square(out[0] - out[1]).mean(axis=1)
+        rewards.append(reward)
+        returns = reward if returns is None else returns * gamma + reward
+        delta, total = returns.mean() - mean, count + len(returns)
+        squares = var * count + returns.var() * len(returns) + delta**2 * count * len(returns) / total
+        mean, var, count = mean + delta * len(returns) / total, squares / total, total
+    return np.array(rewards) / np.sqrt(var)
+
+
+def test_the_published_code_gives_the_same_rewards() -> None:
+    torch.manual_seed(1)
+    rnd = RND(make_spec(4), net_arch=[16, 16], features=8)
+    observations = np.random.default_rng(0).normal(3.0, [[[1.0, 2.0, 0.1, 30.0]]], (200, 4, 4)).astype(np.float32)
+    rnd.standardizer.update(torch.from_numpy(observations[0]))
+    unit = BonusUnit(gamma=0.99)
+    errors = [rnd.error(rnd.encode(step)) for step in observations[1:]]
+    for error in errors:
+        unit.measure(error)
+    ours = np.array(errors) / unit.scale.std
+    np.testing.assert_allclose(ours, reference_rewards(observations, rnd, 0.99), rtol=1e-3)
 
 
 def test_layers_keep_the_size_of_the_signal() -> None:
@@ -371,8 +431,8 @@ def test_the_unit_is_constant_in_a_rollout_and_measured_across_episodes() -> Non
     sums = np.zeros(2)
     for novelty in recorder.column("novelty"):  # never reset, whatever ends
         sums = 0.9 * sums + novelty
-    assert callback._scale.sums is not None
-    np.testing.assert_allclose(callback._scale.sums, sums)
+    assert callback.unit.scale.sums is not None
+    np.testing.assert_allclose(callback.unit.scale.sums, sums)
 
 
 def test_the_weight_follows_its_schedule() -> None:
@@ -384,6 +444,20 @@ def test_the_weight_follows_its_schedule() -> None:
         make_model(make_vec(make_noise, weight=0.0)).learn(256, callback=[callback, recorder])
         units.append(recorder.column("unit"))
     np.testing.assert_allclose(units[1] / units[0], np.repeat([0.8, 0.6, 0.4, 0.2], 32), rtol=1e-6)
+
+
+def test_others_can_scale_the_weight() -> None:
+    callback, recorder = RNDCallback(schedule=0.8, learning_starts=50), Recorder()
+    model = make_model(make_vec(make_noise))
+    model.learn(64, callback=callback)
+    callback.unit.set_factor(0.25)
+    model.learn(64, callback=[callback, recorder], reset_num_timesteps=False)
+    assert callback.unit.scale.measured == 50 + 128
+    full = make_model(make_vec(make_noise))
+    other, plain = RNDCallback(schedule=0.8, learning_starts=50), Recorder()
+    full.learn(64, callback=other)
+    full.learn(64, callback=[other, plain], reset_num_timesteps=False)
+    assert recorder.column("unit")[0] == pytest.approx(0.25 * plain.column("unit")[0])
 
 
 class Advantages(BaseCallback):
@@ -457,7 +531,7 @@ def test_it_is_saved_and_resumed(tmp_path: Path) -> None:
     started = recorder.started
     assert started is not None
     # The unit of the first rollout is what was measured up to then; all else is as it was.
-    assert float(started["rnd"]["unit"]) == pytest.approx(1.0 / callback._scale.std)
+    assert float(started["rnd"]["unit"]) == pytest.approx(1.0 / callback.unit.scale.std)
     started["rnd"]["unit"] = before["rnd"]["unit"]
     assert same(started, before)
     assert recorder.column("count")[0] == before["rnd"]["standardizer.count"]
@@ -466,11 +540,11 @@ def test_it_is_saved_and_resumed(tmp_path: Path) -> None:
 def test_training_goes_on_with_the_same_callback() -> None:
     model, callback = make_model(make_vec(make_noise)), RNDCallback(learning_starts=50, batch_size=16)
     model.learn(64, callback=callback)
-    before = copy.deepcopy(callback._scale.state_dict())
+    before = copy.deepcopy(callback.unit.state_dict())
     recorder = Recorder()
     model.learn(64, callback=[callback, recorder], reset_num_timesteps=False)
     assert recorder.started is not None
-    assert same(recorder.started["training"]["scale"], before)
+    assert same(recorder.started["training"]["unit"], before)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.utils import LinearSchedule
 
-from persist_sb3.intrinsic import ForwardScale
+from persist_sb3.intrinsic import BonusUnit, ForwardScale
 from persist_sb3.schedules import make_schedule
 
 
@@ -66,6 +66,33 @@ def test_goes_on_where_it_was_saved() -> None:
     for row in rewards[17:]:
         resumed.update(np.array(row))
     assert resumed.std == whole.std
+
+
+def test_many_steps_at_once_are_the_same() -> None:
+    rewards = np.random.default_rng(0).exponential(size=(40, 3))
+    one, whole = scale_of(rewards.tolist(), 0.9), ForwardScale(0.9)
+    for rows in (rewards[:7], rewards[7:7], rewards[7:]):
+        whole.extend(rows)
+    assert whole.std == pytest.approx(one.std, rel=1e-12)
+    np.testing.assert_allclose(whole.sums, one.sums)
+    assert whole.measured == one.measured == 120
+
+
+def test_a_unit_is_a_schedule_over_a_deviation() -> None:
+    rewards = np.random.default_rng(0).exponential(size=(40, 3))
+    unit, scale = BonusUnit("lin_0.4", 0.9), scale_of(rewards.tolist(), 0.9)
+    for row in rewards[:25]:
+        unit.measure(row)
+    assert unit.take_mean() == pytest.approx(rewards[:25].mean())
+    resumed = BonusUnit("lin_0.4", 0.9)
+    unit.set_factor(0.5)
+    resumed.load_state_dict(unit.state_dict())
+    for row in rewards[25:]:
+        resumed.measure(row)
+    assert resumed.take_mean() == pytest.approx(rewards[25:].mean())
+    assert resumed.take_mean() is None
+    assert resumed.scale.std == pytest.approx(scale.std)
+    assert resumed.at(0.5) == pytest.approx(0.5 * 0.2)
 
 
 def test_nothing_is_divided_by_zero() -> None:

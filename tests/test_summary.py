@@ -108,7 +108,14 @@ def test_figures_of_training() -> None:
         "violations_per_1k_steps_in_last_tenth": 10.0,
         "deaths": {"a >= 0": 90, "b >= 0": 1},
         "intervention_rate": None,
+        "intrinsic_share": None,
     }
+
+
+def test_share_of_the_intrinsic_reward_in_training() -> None:
+    terms = ({"task": 5.0, "intrinsic": 1.0}, {"task": -2.0, "intrinsic": 2.0})
+    episodes = [record(10, timestep=10, reward_terms=each) for each in terms]
+    assert training_figures(episodes)["intrinsic_share"] == pytest.approx(3.0 / 6.0)
 
 
 def test_a_constraint_that_killed_nobody() -> None:

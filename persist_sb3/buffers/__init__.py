@@ -2,6 +2,12 @@
 
 from persist_sb3.buffers.demonstrations import DemonstrationError, Demonstrations
 from persist_sb3.buffers.near_boundary import NearBoundaryBuffer
+from persist_sb3.buffers.recomputed import (
+    ExecutedActionRecomputedBonusDictReplayBuffer,
+    ExecutedActionRecomputedBonusReplayBuffer,
+    RecomputedBonusDictReplayBuffer,
+    RecomputedBonusReplayBuffer,
+)
 from persist_sb3.buffers.replay import (
     ExecutedActionDictReplayBuffer,
     ExecutedActionNStepReplayBuffer,
@@ -14,8 +20,12 @@ __all__ = [
     "Demonstrations",
     "ExecutedActionDictReplayBuffer",
     "ExecutedActionNStepReplayBuffer",
+    "ExecutedActionRecomputedBonusDictReplayBuffer",
+    "ExecutedActionRecomputedBonusReplayBuffer",
     "ExecutedActionReplayBuffer",
     "NearBoundaryBuffer",
+    "RecomputedBonusDictReplayBuffer",
+    "RecomputedBonusReplayBuffer",
     "Sequences",
     "TransitionStore",
     "Transitions",

@@ -160,11 +160,16 @@ class TransitionStore:
         self._normalizer = env if isinstance(env, VecNormalize) else None
         self._rewards = unwrap_vec_normalize(env)
         self._resets = reset_source(env)
-        self._observation: Batch = self._normalizer.old_obs if self._normalizer else model._last_obs
+        self._observation: Batch = _own(self._normalizer.old_obs if self._normalizer else model._last_obs)
         self._internal = np.array(_column(self._resets.reset_infos, "internal"), dtype=np.float64)
         self._current = None
         self._begins = np.ones(env.num_envs, dtype=np.bool_)
         self.steps = 0
+
+    @property
+    def current(self) -> Transitions | None:
+        """The transitions of the step that was read last, ``(num_envs, ...)``; None before the first."""
+        return self._current
 
     def read(self, local_variables: Mapping[str, Any]) -> Transitions:
         """
@@ -197,7 +202,7 @@ class TransitionStore:
         # On-policy algorithms keep the unclipped action under "actions".
         action = local_variables.get("clipped_actions", local_variables["actions"])
         rewards = self._rewards.old_reward if self._rewards else local_variables["rewards"]
-        new_observation = self._normalizer.old_obs if self._normalizer else local_variables["new_obs"]
+        new_observation = _own(self._normalizer.old_obs if self._normalizer else local_variables["new_obs"])
         internal = np.array(_column(infos, "internal"), dtype=np.float64)
         cost = _column(infos, "cost") if "cost" in infos[0] else [np.nan] * len(infos)
         next_observation, next_begin = new_observation, internal
@@ -352,6 +357,14 @@ class TransitionStore:
     def __len__(self) -> int:
         """Number of transitions kept."""
         return self._size
+
+
+def _own(observation: Batch) -> Batch:
+    """
+    :param observation: as the environments returned it
+    :return: the same arrays in a dict of its own: SB3's DictReplayBuffer replaces entries of the environments'
+    """
+    return tree_map(lambda leaf: leaf, observation)
 
 
 def _executed(action: NDArray[Any], infos: Sequence[Info]) -> NDArray[Any]:

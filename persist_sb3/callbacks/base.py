@@ -14,11 +14,12 @@ from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, is_vecenv_wrapped
 
-from persist_sb3.buffers import TransitionStore
+from persist_sb3.buffers import RecomputedBonusReplayBuffer, TransitionStore
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.symmetry import SymmetryGroup
 from persist_sb3.state import PersistState
 from persist_sb3.wrappers.adapters import lookup
+from persist_sb3.wrappers.intrinsic import find_paid
 
 # Beside the model and not on it, where SB3 would save the transitions with every checkpoint.
 _stores: WeakKeyDictionary[BaseAlgorithm, TransitionStore] = WeakKeyDictionary()
@@ -87,11 +88,29 @@ class PersistCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         bind_all(self.training_env, self.state, training=True)
+        self._bind_replay_buffer()
         for callback in iter_callbacks(self.locals["callback"]):
             env = getattr(callback, "eval_env", None)
             if isinstance(env, VecEnv) and env is not self.training_env:
                 bind_all(env, self.state, training=False)
         self._unmonitored_ends_matter = self._is_monitored()
+
+    def _bind_replay_buffer(self) -> None:
+        """
+        :raises RuntimeError: if it is to recompute a bonus that depends on more than a transition
+        """
+        buffer = getattr(self.model, "replay_buffer", None)
+        if not isinstance(buffer, RecomputedBonusReplayBuffer):
+            return
+        paid = []
+        for layer, weight, bonus in find_paid(self.training_env):
+            if bonus is None:
+                raise RuntimeError(
+                    f"{type(buffer).__name__} cannot recompute the bonus of {layer}, which depends on more than a "
+                    "transition: leave the layer out, or use SB3's replay buffer"
+                )
+            paid.append((weight, bonus))
+        buffer.bind(paid, self.state.bundle(), self.store)
 
     def _is_monitored(self) -> bool:
         env = self.training_env

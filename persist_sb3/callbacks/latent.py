@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.type_aliases import Schedule
 
 from persist_sb3.batch import tree_map
 from persist_sb3.buffers import Sequences, Transitions
@@ -49,6 +50,8 @@ class LatentWorldModelCallback(WorldModelCallback):
     :param log_path: folder for files that the callback writes
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
     :param kind: ``"latent"``
+    :param schedule: factor on the weight of ``SurpriseBonus`` over training
+    :param gamma: discount factor of the sum whose deviation is the unit of ``SurpriseBonus``
     :raises ValueError: if a parameter is out of its range
     """
 
@@ -73,6 +76,8 @@ class LatentWorldModelCallback(WorldModelCallback):
         verbose: int = 0,
         *,
         kind: Literal["latent"] = "latent",
+        schedule: float | str | Schedule = 1.0,
+        gamma: float = 0.99,
     ) -> None:
         super().__init__(
             (units,),
@@ -89,6 +94,8 @@ class LatentWorldModelCallback(WorldModelCallback):
             log_path,
             verbose,
             kind=kind,
+            schedule=schedule,
+            gamma=gamma,
         )
         sizes = {"gru_size": gru_size, "units": units, "groups": groups, "classes": classes}
         for name, size in {"sequence_length": sequence_length, **sizes}.items():

@@ -140,7 +140,7 @@ class LearningCallback(PersistCallback):
             self.learner = type(self.actor)(self.spec, **self.actor.arguments)
             self.learner.load_state_dict(self.actor.state_dict())
             self.learner.to(device)
-        self.optimizer = torch.optim.Adam(self._parameters(), lr=self.learning_rate)
+        self.optimizer = torch.optim.Adam(self._parameters(), lr=self.learning_rate, fused=True)
         self.state.register(f"{self.name}_training", self)
         self.store.reserve(self.buffer_size)
         super()._on_training_start()

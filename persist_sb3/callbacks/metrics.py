@@ -18,7 +18,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from persist_sb3.batch import tree_map
 from persist_sb3.callbacks.base import PersistCallback
-from persist_sb3.metrics import EpisodeRecord, EpisodeTracker, survival_curve
+from persist_sb3.metrics import EpisodeRecord, EpisodeTracker, intrinsic_share, survival_curve
 from persist_sb3.viability import ViabilitySet
 
 FILE_NAME = "persist.jsonl"
@@ -35,8 +35,9 @@ class MetricsCallback(PersistCallback):
       longest episode) and ``time_to_violation_median`` (once half of them violate), ``survival`` (share that ends
       without a violation), ``recovery_rate``;
     - of the steps since the last time: ``satisfaction/<variable>``, ``min_margin``, ``violations_per_1k_steps``,
-      ``reward_terms/<name>`` (mean a step), ``policy_entropy`` (see :func:`policy_entropy`), and ``intervention_rate``
-      (share at which a shield changed the action);
+      ``reward_terms/<name>`` (mean a step), ``intrinsic_share`` (see :func:`~persist_sb3.metrics.intrinsic_share`),
+      ``policy_entropy`` (see :func:`policy_entropy`), and ``intervention_rate`` (share at which a shield changed the
+      action);
     - of the whole run, and of the run that it resumes: ``violations`` (steps), ``deaths/<constraint>`` (episodes that
       violated this constraint first).
 
@@ -190,6 +191,9 @@ class MetricsCallback(PersistCallback):
             self._record(f"satisfaction/{name}", rate)
         for name, mean in steps.reward_terms.items():
             self._record(f"reward_terms/{name}", mean)
+        share = intrinsic_share(steps.reward_terms)
+        if share is not None:
+            self._record("intrinsic_share", share)
         if steps.intervention_rate is not None:
             self._record("intervention_rate", steps.intervention_rate)
         entropy = policy_entropy(self.model)

@@ -13,10 +13,9 @@ from stable_baselines3.common.type_aliases import Schedule
 from persist_sb3.batch import Batch, stack
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.intrinsic.rnd import RND
-from persist_sb3.intrinsic.scaling import ForwardScale
+from persist_sb3.intrinsic.unit import BonusUnit
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.paths import locate, parse_path
-from persist_sb3.schedules import make_schedule
 from persist_sb3.wrappers.remake import remake
 
 Floats = NDArray[np.float32]
@@ -95,8 +94,8 @@ class RNDCallback(LearningCallback):
         self.gamma = gamma
         self.schedule = schedule
         self.ignore = ignore
-        self._factor = make_schedule(schedule)
-        self._scale = ForwardScale(gamma)
+        #: Of the bonus.
+        self.unit = BonusUnit(schedule, gamma)
 
     def _make(self, spec: StateSpec) -> RND:
         return RND(spec, self.net_arch, self.features, self._ignored(spec))
@@ -115,31 +114,30 @@ class RNDCallback(LearningCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """
-        :return: counters, optimiser, random generator, and the moments of the discounted sum
+        :return: counters, optimiser, random generator, and the unit
         """
-        return {**super().state_dict(), "scale": self._scale.state_dict()}
+        return {**super().state_dict(), "unit": self.unit.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._scale.load_state_dict(state["scale"])
+        self.unit.load_state_dict(state["unit"])
 
     def _on_training_start(self) -> None:
         if self.state.parts.get(f"{self.name}_training") is not self:
-            self._scale = ForwardScale(self.gamma)
+            self.unit = BonusUnit(self.schedule, self.gamma)
         super()._on_training_start()
         num_envs = self.training_env.num_envs
         self._rate = min(1.0, FULL_RATE_ENVS / num_envs)
         self._logged: dict[str, float] = {}
         self._fresh: list[Floats] = []
         self._fresh_count = 0
-        if self._scale.sums is not None and len(self._scale.sums) != num_envs:
-            self._scale.restart()
+        self.unit.restart(num_envs)
         self._warm = bool(self.actor.standardizer.count > 0)
         if not self._warm:
             walk = self._random_walk()
             if walk is not None:
                 self._warm_up(walk)
-                self._scale.restart()
+                self.unit.restart(0)
 
     def _random_walk(self) -> list[Floats] | None:
         """
@@ -170,12 +168,12 @@ class RNDCallback(LearningCallback):
         self.learner.standardizer.update(self.tensor(np.concatenate(walk)))
         self._publish()
         for observation in walk:
-            self._scale.update(self.actor.error(observation))
+            self.unit.measure(self.actor.error(observation))
         self._warm = True
 
     def _on_rollout_start(self) -> None:
         if self._warm:
-            scale, factor = self._scale.std, self._factor(self.model._current_progress_remaining)
+            scale, factor = self.unit.scale.std, self.unit.at(self.model._current_progress_remaining)
             for model in (self.learner, self.actor):
                 model.unit.fill_(factor / scale)
             self._logged = {"scale": scale, "factor": factor}
@@ -184,9 +182,7 @@ class RNDCallback(LearningCallback):
         transitions = self.store.read(self.locals)
         observation = self.actor.encode(transitions.next_observation)
         if self._warm:
-            novelty = self._novelty()
-            self._scale.update(novelty)
-            self._losses["novelty"].append(float(novelty.mean()))
+            self.unit.measure(self._novelty())
             # Drawn before the loss: what is left out costs nothing.
             if self._rate < 1.0:
                 observation = observation[self.generator.random(len(observation)) < self._rate]
@@ -220,13 +216,14 @@ class RNDCallback(LearningCallback):
         return self._batch
 
     def _update(self, batch: torch.Tensor) -> Mapping[str, float]:
-        loss = self.learner(batch).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
+        loss = self.learner.backpropagate(batch)
         self.optimizer.step()
-        return {"loss": float(loss.detach())}
+        return {"loss": loss}
 
     def _on_rollout_end(self) -> None:
         super()._on_rollout_end()
+        novelty = self.unit.take_mean()
+        if novelty is not None:
+            self.logger.record("persist/rnd/novelty", novelty)
         for key, value in self._logged.items():
             self.logger.record(f"persist/rnd/{key}", value)

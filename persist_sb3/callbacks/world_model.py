@@ -6,12 +6,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from stable_baselines3.common.type_aliases import Schedule
 
 from persist_sb3.batch import flatten
 from persist_sb3.buffers import Transitions
 from persist_sb3.callbacks.dynamics import DynamicsCallback
 from persist_sb3.callbacks.forecasts import Forecasts, Models
 from persist_sb3.callbacks.internal_model import InternalModelCallback
+from persist_sb3.intrinsic.surprise import UNIT, SurpriseUnit
+from persist_sb3.intrinsic.unit import BonusUnit
 from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.world import WorldModel
@@ -19,6 +22,9 @@ from persist_sb3.paths import locate, parse_path
 
 Kind = Literal["gaussian", "latent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+#: Scores that the unit of a bonus is measured on before it is paid.
+ENOUGH = 1000
 
 
 class WorldModelCallback(DynamicsCallback):
@@ -36,6 +42,12 @@ class WorldModelCallback(DynamicsCallback):
     With ``kind="latent"`` it is a :class:`~persist_sb3.callbacks.latent.LatentWorldModelCallback`, which trains a
     :class:`~persist_sb3.models.latent.LatentModel` instead and takes other parameters.
 
+    Where :class:`~persist_sb3.wrappers.SurpriseBonus` pays by the model, this callback measures the unit: the running
+    deviation of the score's discounted sum, from the first gradient step on. The unit, and the factor that a schedule
+    gives, change between rollouts only; the bonus is 0 until 1000 scores were measured.
+    ``callback.unit.set_factor(...)`` scales it further. Logs under ``persist/surprise/``: ``nll`` (mean surprise, in
+    nats an entry), ``scale`` (the unit), ``factor``.
+
     :param net_arch: sizes of the hidden layers
     :param members: networks in the ensemble
     :param beta: between the likelihood (0) and the squared error (1), see
@@ -52,6 +64,9 @@ class WorldModelCallback(DynamicsCallback):
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
     :param kind: ``"gaussian"``: an ensemble that predicts from what is seen now; ``"latent"``: a network that remembers
         the episode
+    :param schedule: factor on the weight of ``SurpriseBonus`` over training: a constant, ``"lin_1"`` (rl-zoo3's
+        notation: linearly from 1 to 0), or a function of the remaining progress
+    :param gamma: discount factor of the sum whose deviation is the unit of ``SurpriseBonus``
     :raises ValueError: if a parameter is out of its range
     """
 
@@ -81,6 +96,8 @@ class WorldModelCallback(DynamicsCallback):
         verbose: int = 0,
         *,
         kind: Kind = "gaussian",
+        schedule: float | str | Schedule = 1.0,
+        gamma: float = 0.99,
     ) -> None:
         super().__init__(
             net_arch,
@@ -100,6 +117,37 @@ class WorldModelCallback(DynamicsCallback):
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r} must be {' or '.join(map(repr, KINDS))}")
         self.kind = kind
+        self.schedule = schedule
+        self.gamma = gamma
+        #: Of the bonus.
+        self.unit = BonusUnit(schedule, gamma)
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: counters, optimiser, random generator, and the unit
+        """
+        return {**super().state_dict(), "unit": self.unit.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.unit.load_state_dict(state["unit"])
+
+    def _on_training_start(self) -> None:
+        if self.state.parts.get(f"{self.name}_training") is not self:
+            self.unit = BonusUnit(self.schedule, self.gamma)
+        self._shared_unit = SurpriseUnit()
+        self.state.register(UNIT, self._shared_unit, shared=True)
+        self._surprises: list[float] = []
+        self._logged: dict[str, float] = {}
+        super()._on_training_start()
+        self.unit.restart(self.training_env.num_envs)
+        self._forecasts = Forecasts(self._forecasters)
+
+    def _on_rollout_start(self) -> None:
+        if self.unit.scale.measured >= ENOUGH:
+            scale, factor = self.unit.scale.std, self.unit.at(self.model._current_progress_remaining)
+            self._shared_unit.value.fill_(factor / scale)
+            self._logged = {"scale": scale, "factor": factor}
 
     def _make(self, spec: StateSpec) -> Any:
         return WorldModel(spec, self.net_arch, self.members, self._shown(spec))
@@ -119,15 +167,15 @@ class WorldModelCallback(DynamicsCallback):
                     shown.append([columns[0], variable])
         return shown
 
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
-        self._forecasts = Forecasts(self._forecasters)
-
     def _forecasters(self) -> Models:
         internal = self.state.parts.get(InternalModelCallback.name)
         return self.actor, internal if isinstance(internal, InternalModel) else None, None
 
     def _on_step(self) -> bool:
+        told = [info["persist"] for info in self.locals["infos"] if "surprise" in info.get("persist", ())]
+        if told:
+            self.unit.measure(np.array([one["surprise_score"] for one in told]))
+            self._surprises += [one["surprise"] for one in told]
         new = self.store.read(self.locals)
         following = self.spec.encode(new.next_observation, new.next_internal)
         self._forecasts.add(*self._inputs(new), following, new.done)
@@ -137,6 +185,11 @@ class WorldModelCallback(DynamicsCallback):
         super()._on_rollout_end()
         for key, value in self._forecasts.report().items():
             self.logger.record(f"persist/{self.name}/{key}", value)
+        if self._surprises:
+            self.logger.record("persist/surprise/nll", float(np.mean(self._surprises)))
+            self._surprises.clear()
+            for key, value in self._logged.items():
+                self.logger.record(f"persist/surprise/{key}", value)
 
     def _update(self, batch: Any) -> Mapping[str, float]:
         transitions, _ = batch

@@ -1,8 +1,22 @@
 """Intrinsic rewards: what an agent is paid for, by how new or how expected things are, or how much it decides."""
 
+from persist_sb3.intrinsic.bonus import Bonus, Moves
 from persist_sb3.intrinsic.empowerment import Empowerment
-from persist_sb3.intrinsic.rnd import RND
+from persist_sb3.intrinsic.rnd import RND, Novelty
 from persist_sb3.intrinsic.scaling import ForwardScale
 from persist_sb3.intrinsic.smirl import EpisodeDensity
+from persist_sb3.intrinsic.surprise import Surprise, SurpriseUnit
+from persist_sb3.intrinsic.unit import BonusUnit
 
-__all__ = ["RND", "Empowerment", "EpisodeDensity", "ForwardScale"]
+__all__ = [
+    "RND",
+    "Bonus",
+    "BonusUnit",
+    "Empowerment",
+    "EpisodeDensity",
+    "ForwardScale",
+    "Moves",
+    "Novelty",
+    "Surprise",
+    "SurpriseUnit",
+]

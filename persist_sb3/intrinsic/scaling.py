@@ -38,14 +38,31 @@ class ForwardScale:
         """
         :param rewards: of one step, ``(n,)``
         """
-        self.sums = rewards.astype(np.float64) if self.sums is None else self.gamma * self.sums + rewards
-        self._count += len(rewards)
-        self._total += float(self.sums.sum())
-        self._square += float(self.sums @ self.sums)
+        self.extend(rewards[None])
+
+    def extend(self, rewards: NDArray[np.float64]) -> None:
+        """
+        :param rewards: of ``t`` steps, ``(t, n)``
+        """
+        sums = np.empty(rewards.shape)
+        last = np.zeros(rewards.shape[1]) if self.sums is None else self.sums
+        for row, step in zip(sums, rewards, strict=True):
+            np.multiply(last, self.gamma, out=row)
+            row += step
+            last = row
+        self.sums = last.copy()
+        self._count += sums.size
+        self._total += float(sums.sum())
+        self._square += float(np.square(sums).sum())
 
     def restart(self) -> None:
         """Forget the sums, as other environments follow; what was measured remains."""
         self.sums = None
+
+    @property
+    def measured(self) -> int:
+        """How many rewards were measured."""
+        return round(self._count - PRIOR)
 
     @property
     def std(self) -> float:

@@ -144,6 +144,16 @@ class DynamicsModel(PredictiveModel):
         likelihood = self._log_likelihood(out, target, expected, scale)
         return math.log(self.members) - np.logaddexp.reduce(likelihood, axis=0)
 
+    def surprise(self, state: Floats, action: Floats, target: Floats) -> NDArray[np.float64]:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :param target: the predicted part of ``s'``, ``(n, m)``
+        :return: what :meth:`~persist_sb3.models.prediction.PredictiveModel.white_nll` makes of it, ``(n,)``
+        """
+        out = self._distribution(self._fast(self._inputs(state, action)))
+        return self.white_nll(out, target, *self._fast_expected(state, action))
+
     def disagreement(self, state: Floats, action: Floats) -> Floats:
         """
         :param state: ``(n, D)``

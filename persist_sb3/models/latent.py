@@ -274,14 +274,35 @@ class LatentModel(ObservationModel, PredictiveModel):
         :return: its negative log-likelihood under the mixture of all samples, summed over entries, ``(n,)``. By
             Jensen's inequality it is a little too large on average
         """
+        likelihood = self._log_likelihood(*self._about(state, action, target, belief))
+        return math.log(self.samples) - np.logaddexp.reduce(likelihood, axis=0)
+
+    def surprise(
+        self, state: Floats, action: Floats, target: Floats, belief: Belief | None = None
+    ) -> NDArray[np.float64]:
+        """
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :param target: ``s'``, ``(n, D)``, or ``o'`` alone, ``(n, m)``
+        :param belief: about the episodes. Default: none
+        :return: what :meth:`~persist_sb3.models.prediction.PredictiveModel.white_nll` makes of it, ``(n,)``
+        """
+        return self.white_nll(*self._about(state, action, target, belief))
+
+    def _about(
+        self, state: Floats, action: Floats, target: Floats, belief: Belief | None
+    ) -> tuple[Distribution, Floats, Floats, Floats]:
+        """
+        :return: what is predicted of the target, the target, what the regression expects of its numbers, and what they
+            typically differ by from that
+        """
         out = self._mixture(state, action, belief)
         expected, scale = self._fast_expected(state, action)
         if target.shape[1] == self.spec.observation_dim:
             numbers = slice(0, self._observed)
             out = Distribution(out.mean[..., numbers], out.log_var[..., numbers], out.one_hot, out.binary)
             expected, scale = expected[:, numbers], scale[numbers]
-        likelihood = self._log_likelihood(out, target, expected, scale)
-        return math.log(self.samples) - np.logaddexp.reduce(likelihood, axis=0)
+        return out, target, expected, scale
 
     def _mixture(self, state: Floats, action: Floats, belief: Belief | None) -> Distribution:
         """

@@ -134,6 +134,13 @@ class LinearFit(nn.Module):
             answer = answer.index_copy(0, rows, torch.addmm(self.bias[index], x[rows], self.weight[index]))
         return answer
 
+    def inputs_so_far(self) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        """
+        :return: number of rows, and of each input the mean and the sum of squared deviations from it, ``(p,)`` both
+        """
+        products = self.products[0].numpy()
+        return float(self.count[0]), self.mean[0].numpy()[: self.inputs], products.diagonal()
+
     def answer(self, x: Floats, group: NDArray[np.intp]) -> Floats:
         """
         The same without torch.

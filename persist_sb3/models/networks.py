@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ VARIANCE_FLOOR = 1e-4
 
 #: Added to the mean square by which a layer is normalised.
 NORM_FLOOR = 1e-4
+
+_FLOOR, _LOW, _HIGH = np.float32(VARIANCE_FLOOR), np.float32(-CLIP), np.float32(CLIP)
 
 
 class Standardizer(nn.Module):
@@ -47,7 +50,8 @@ class Standardizer(nn.Module):
         :param batch: ``(n, size)``
         """
         n = len(batch)
-        var, mean = torch.var_mean(batch, dim=0, correction=0)
+        mean = batch.mean(dim=0)
+        var = (batch - mean).square().mean(dim=0)  # torch.var_mean takes six times as long
         total = self.count + n
         delta = mean - self.mean
         spread = self.var * self.count + var * n + delta.square() * self.count * n / total
@@ -191,30 +195,51 @@ class NumpyStandardizer:
         :return: standardised and clipped, ``(..., size)``
         """
         mean, var = self._moments
-        scaled: Floats = (x - mean.numpy()) / np.sqrt(var.numpy() + np.float32(VARIANCE_FLOOR))
-        return scaled.clip(-CLIP, CLIP, out=scaled)
+        scaled: Floats = x - mean.numpy()
+        scaled /= np.sqrt(var.numpy() + _FLOOR)
+        # Faster than np.clip on a small batch.
+        np.minimum(scaled, _HIGH, out=scaled)
+        np.maximum(scaled, _LOW, out=scaled)
+        return scaled
 
 
 class NumpyEnsemble:
     """
-    The forward pass of an :class:`EnsembleMLP` without torch. The arrays are taken from the parameters at each call:
-    views kept from before would not follow when the parameters move into memory that processes share.
+    The forward pass of an :class:`EnsembleMLP` without torch, on views of its parameters. These are taken anew when the
+    parameters lie elsewhere than before, as they do when they move into memory that processes share.
 
     :param ensemble: on the CPU
     """
 
     def __init__(self, ensemble: EnsembleMLP) -> None:
-        self._layers = list(zip(ensemble.weights, ensemble.biases, strict=True))
+        self._parameters = [*ensemble.weights, *ensemble.biases]
+        self._places: list[int] = []
+        self._layers: list[tuple[Floats, Floats]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_parameters": self._parameters, "_places": [], "_layers": []}
+
+    def _views(self) -> list[tuple[Floats, Floats]]:
+        """
+        :return: weight and bias of each layer
+        """
+        places = [parameter.data_ptr() for parameter in self._parameters]
+        if places != self._places:
+            arrays = [parameter.detach().numpy() for parameter in self._parameters]
+            depth = len(arrays) // 2
+            self._places, self._layers = places, list(zip(arrays[:depth], arrays[depth:], strict=True))
+        return self._layers
 
     def __call__(self, x: Floats) -> Floats:
         """
         :param x: ``(n, inputs)``, or ``(e, n, inputs)``
         :return: ``(e, n, outputs)``
         """
-        last = len(self._layers) - 1
-        for depth, (weight, bias) in enumerate(self._layers):
-            x = np.matmul(x, weight.detach().numpy())
-            x += bias.detach().numpy()
+        layers = self._views()
+        last = len(layers) - 1
+        for depth, (weight, bias) in enumerate(layers):
+            x = np.matmul(x, weight)
+            x += bias
             if depth < last:
                 np.maximum(x, 0.0, out=x)
         return x

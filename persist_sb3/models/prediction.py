@@ -14,7 +14,7 @@ from persist_sb3.draws import Noise
 from persist_sb3.models.base import Model
 from persist_sb3.models.heads import Floats, Heads
 from persist_sb3.models.linear import LinearFit
-from persist_sb3.models.networks import Standardizer
+from persist_sb3.models.networks import CLIP, VARIANCE_FLOOR, Standardizer
 from persist_sb3.models.spec import StateSpec
 
 #: Logarithm of the least and the greatest predicted variance, in units of the linear regression's.
@@ -22,6 +22,13 @@ LOG_VAR_LOW, LOG_VAR_HIGH = -10.0, 5.0
 
 #: Least variance that surprises are measured in: where there was none yet, the first is finite.
 FLOOR = 1e-8
+
+#: Logarithm of the least and the greatest variance of a whitened number in :meth:`PredictiveModel.white_nll`:
+#: deviations of a tenth, and of :data:`~persist_sb3.models.networks.CLIP`.
+WHITE_LOG_VAR_LOW, WHITE_LOG_VAR_HIGH = 2.0 * math.log(0.1), 2.0 * math.log(CLIP)
+
+#: Least probability of what is not a number, there.
+LEAST_PROBABILITY = 1e-4
 
 #: So many Discrete actions have a linear regression each; if they are more, all share one.
 MAX_GROUPS = 32
@@ -282,6 +289,48 @@ class PredictiveModel(Model):
         likelihood -= np.logaddexp(0.0, out.binary * (1.0 - 2.0 * target[:, heads.binary])).sum(axis=2)
         return likelihood
 
+    def white_nll(self, out: Distribution, target: Floats, expected: Floats, scale: Floats) -> NDArray[np.float64]:
+        """
+        A likelihood that is fit to be a reward: bounded, and in no unit. Numbers are whitened and clipped, as inputs
+        are, since the density of a number, and with it the sign of its logarithm, depends on the unit that it is
+        measured in; predicted deviations are bounded to ``[0.1, 5]`` of the number's own, without which a number that
+        never changes would outweigh all others; and the mean is taken over entries, so that their count does not set
+        the size of the reward. A number of which the model knows no more than its distribution so far costs 1.42 nats
+        on average, one that it knows exactly -1.38.
+
+        :param out: what is predicted, ``(e, n, ...)``; the last numbers may be left out
+        :param target: what happened, ``(n, m)``
+        :param expected: what the regression expects, ``(n, g)``
+        :param scale: what numbers typically differ by from it, ``(g,)``
+        :return: negative log-likelihood under the mixture of all ``e``, mean over entries, in nats, ``(n,)``
+        """
+        heads = self.heads
+        numeric = heads.numeric[: out.mean.shape[2]]
+        mean, deviation = self._scales(numeric)
+        predicted = ((expected - mean + scale * out.mean) / deviation).clip(-CLIP, CLIP)
+        error = predicted - ((target[:, numeric] - mean) / deviation).clip(-CLIP, CLIP)
+        log_var = (out.log_var + 2.0 * np.log(scale / deviation)).clip(WHITE_LOG_VAR_LOW, WHITE_LOG_VAR_HIGH)
+        likelihood = -0.5 * (log_var + np.square(error) * np.exp(-log_var) + _LOG_2_PI).sum(axis=2, dtype=np.float64)
+        least = math.log(LEAST_PROBABILITY)
+        if heads.sizes:
+            chosen = self._fast_log_softmax(out.one_hot) * target[:, heads.one_hot]
+            likelihood += np.add.reduceat(chosen, self._starts, axis=2).clip(least).sum(axis=2)
+        if len(heads.binary):
+            chosen = -np.logaddexp(0.0, out.binary * (1.0 - 2.0 * target[:, heads.binary]))
+            likelihood += chosen.clip(least).sum(axis=2)
+        entries = len(numeric) + len(heads.sizes) + len(heads.binary)
+        return (math.log(len(out.mean)) - np.logaddexp.reduce(likelihood, axis=0)) / entries
+
+    def _scales(self, numeric: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """
+        :param numeric: columns of what is predicted, ``(g,)``
+        :return: mean and deviation of these numbers in the states so far, ``(g,)`` both; 0 and 1 before there are any
+        """
+        count, mean, spread = self.linear.inputs_so_far()
+        columns = np.arange(self.spec.state_dim)[self.part][numeric]
+        var = spread[columns] / count if count else np.ones(len(columns))
+        return mean[columns].astype(np.float32), np.sqrt(var + VARIANCE_FLOOR).astype(np.float32)
+
     def _likeliest(self, logits: Floats) -> Floats:
         """
         :param logits: ``(n, c)``
@@ -303,7 +352,12 @@ class PredictiveModel(Model):
 
 
 def _softplus(x: Floats) -> Floats:
-    return np.logaddexp(np.float32(0.0), x)
+    # A third of the time of np.logaddexp, and as exact as float32 is.
+    value: Floats = np.exp(-np.abs(x))
+    value += np.float32(1.0)
+    np.log(value, out=value)
+    value += np.maximum(x, np.float32(0.0))
+    return value
 
 
 def sigmoid(x: Floats) -> Floats:

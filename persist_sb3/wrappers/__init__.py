@@ -61,6 +61,7 @@ from persist_sb3.wrappers.reach_avoid_planner import (
 )
 from persist_sb3.wrappers.rnd_bonus import RNDBonus, VecRNDBonus, VectorRNDBonus
 from persist_sb3.wrappers.smirl_bonus import SMiRLBonus, VecSMiRLBonus, VectorSMiRLBonus
+from persist_sb3.wrappers.surprise_bonus import SurpriseBonus, VecSurpriseBonus, VectorSurpriseBonus
 from persist_sb3.wrappers.terminate import TerminateOnViolation
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "ReachAvoidPlanner",
     "SMiRLBonus",
     "ShieldError",
+    "SurpriseBonus",
     "TerminateOnViolation",
     "VecActionShield",
     "VecBeliefState",
@@ -92,6 +94,7 @@ __all__ = [
     "VecRandomSetpoint",
     "VecReachAvoidPlanner",
     "VecSMiRLBonus",
+    "VecSurpriseBonus",
     "VectorActionShield",
     "VectorBeliefState",
     "VectorCostPenalty",
@@ -103,6 +106,7 @@ __all__ = [
     "VectorRandomSetpoint",
     "VectorReachAvoidPlanner",
     "VectorSMiRLBonus",
+    "VectorSurpriseBonus",
 ]
 
 refuse_root_import(__name__)

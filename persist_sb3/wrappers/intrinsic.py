@@ -1,17 +1,35 @@
 """What every layer that adds an intrinsic reward does with it."""
 
+import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from persist_sb3.infos import Infos, MissingInfoError
+from persist_sb3.intrinsic.bonus import Bonus
+from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper
 from persist_sb3.wrappers.internal_state import NonFiniteError
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
 
 TERM = "intrinsic"
+
+
+class Paid(NamedTuple):
+    """
+    What a layer pays.
+
+    :param layer: its class
+    :param weight: ``lambda_I``
+    :param bonus: for what; None if that depends on more than a single transition
+    """
+
+    layer: str
+    weight: float
+    bonus: Bonus | None
 
 
 class BonusLayer(Layer):
@@ -24,6 +42,9 @@ class BonusLayer(Layer):
     :raises ValueError: if it is out of its range
     """
 
+    #: What it pays for, if that is a function of single transitions; a replay buffer can then pay it anew.
+    pays: Bonus | None = None
+
     def __init__(self, weight: float = 1.0) -> None:
         if not (np.isfinite(weight) and weight >= 0.0):
             raise ValueError(f"weight={weight} must be a finite number, at least 0")
@@ -35,6 +56,11 @@ class BonusLayer(Layer):
         super().attach(num_envs, observation_space, action_space, lookup)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._alone: bool | None = None
+
+    @property
+    def paid(self) -> Paid:
+        """What it pays."""
+        return Paid(type(self).__name__.removesuffix("Layer"), self.weight, self.pays)
 
     @abstractmethod
     def bonus(self, step: Step) -> NDArray[np.float64]:
@@ -51,7 +77,8 @@ class BonusLayer(Layer):
         bonus = self.demands.intr_factor * self.weight * self.bonus(step)
         if not step.live.all():
             bonus = np.where(step.live, bonus, 0.0)
-        if not np.isfinite(bonus).all():
+        # The sum is finite only if every one is, and costs less to check; a sum that overflows is looked at closely.
+        if not math.isfinite(np.add.reduce(bonus)) and not np.isfinite(bonus).all():
             slot = int(np.argmin(np.isfinite(bonus)))
             raise NonFiniteError(
                 f"the intrinsic reward ({type(self).__name__}) of environment {slot} is {bonus[slot]} at step "
@@ -59,13 +86,14 @@ class BonusLayer(Layer):
                 "(InternalState checks that unless check_finite=False), or the model behind the bonus has diverged: "
                 "lower its learning_rate"
             )
-        step.infos.publish("reward_terms", self.everyone, bonus + self._below(step.infos), TERM)
+        step.infos.publish("reward_terms", self.everyone, self._total(bonus, step.infos), TERM)
         return step.reward + bonus
 
-    def _below(self, infos: Infos) -> NDArray[np.float64] | float:
+    def _total(self, bonus: NDArray[np.float64], infos: Infos) -> NDArray[np.float64]:
         """
+        :param bonus: of this layer
         :param infos: of the step
-        :return: the intrinsic reward that other layers have added already
+        :return: the same, with the intrinsic reward that other layers have added already
         """
         if self._alone is None:
             try:
@@ -73,4 +101,32 @@ class BonusLayer(Layer):
                 self._alone = False
             except MissingInfoError:
                 self._alone = True
-        return 0.0 if self._alone else infos.column(("reward_terms", TERM), self.everyone)
+        return bonus if self._alone else bonus + infos.column(("reward_terms", TERM), self.everyone)
+
+
+class BonusWrapper(LayerWrapper):
+    """Base of the layers' ``gymnasium.Env`` form."""
+
+    layer: BonusLayer
+
+    @property
+    def paid_bonuses(self) -> list[Paid]:
+        """What this layer pays, and every one below."""
+        below = self.env.get_wrapper_attr("paid_bonuses") if self.env.has_wrapper_attr("paid_bonuses") else []
+        return [*below, self.layer.paid]
+
+
+def find_paid(env: VecEnv) -> list[Paid]:
+    """
+    :param env: vectorised environments
+    :return: what the layers around and inside them pay
+    """
+    outer = []
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecLayerWrapper) and isinstance(env.layer, BonusLayer):
+            outer.append(env.layer.paid)
+        env = env.venv
+    inner: list[Paid] = []
+    if env.has_attr("paid_bonuses"):
+        inner = env.get_attr("paid_bonuses", indices=0)[0]
+    return [*inner, *reversed(outer)]

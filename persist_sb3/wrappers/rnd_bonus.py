@@ -7,10 +7,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.intrinsic.rnd import RND
+from persist_sb3.intrinsic.rnd import RND, Novelty
 from persist_sb3.models.spec import StateSpec
-from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.intrinsic import BonusLayer
+from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.intrinsic import BonusLayer, BonusWrapper
 from persist_sb3.wrappers.layer import Lookup, Step
 
 
@@ -29,6 +29,8 @@ class RNDBonusLayer(BonusLayer):
     :raises ValueError: if it is out of its range
     :raises TypeError: if the observation is an image
     """
+
+    pays = Novelty()
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -64,7 +66,7 @@ class RNDBonusLayer(BonusLayer):
         return novelty * float(self.rnd.unit)
 
 
-class RNDBonus(LayerWrapper):
+class RNDBonus(BonusWrapper):
     """:class:`RNDBonusLayer` around a ``gymnasium.Env``."""
 
     layer_type = RNDBonusLayer

@@ -10,8 +10,8 @@ from persist_sb3.batch import Batch, flatten
 from persist_sb3.infos import Infos
 from persist_sb3.intrinsic.smirl import EpisodeDensity
 from persist_sb3.models.spec import StateSpec
-from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.intrinsic import BonusLayer
+from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.intrinsic import BonusLayer, BonusWrapper
 from persist_sb3.wrappers.layer import Lookup, Step
 
 KEY = "surprise"
@@ -77,7 +77,7 @@ class SMiRLBonusLayer(BonusLayer):
         return np.concatenate([flatten(self._inner_space, observation), statistics], axis=1, dtype=np.float32)
 
 
-class SMiRLBonus(LayerWrapper):
+class SMiRLBonus(BonusWrapper):
     """:class:`SMiRLBonusLayer` around a ``gymnasium.Env``."""
 
     layer_type = SMiRLBonusLayer

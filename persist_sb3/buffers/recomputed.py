@@ -1,0 +1,193 @@
+"""
+What an off-policy learner is paid for transitions of long ago: intrinsic rewards as they are now, not as they were.
+
+A bonus is a function of a transition and of models that go on learning. A replay buffer that keeps the sum of all
+rewards keeps the bonus of the day: what has long lost its novelty is still advertised as new. These buffers keep the
+reward without the bonus, and score the transitions of each batch with the models of the moment.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from persist_sb3.batch import Batch, tree_map
+from persist_sb3.buffers.replay import ExecutedActionReplayBuffer
+from persist_sb3.buffers.transitions import TransitionStore
+from persist_sb3.intrinsic.bonus import Bonus, Moves
+
+TERM = "intrinsic"
+
+
+class RecomputedBonusReplayBuffer(ReplayBuffer):
+    """
+    SB3's replay buffer for environments with bonus layers (``RNDBonus``, ``SurpriseBonus``). It splits the reward into
+    what the layers' bonuses brought at the time, :attr:`bonuses`, and the rest, :attr:`rewards`. A batch has
+    ``rest + sum(weight * unit * score)``, by the models, units and schedules of the moment it is drawn at.
+
+    The callbacks of this package bind it to the layers and models at the beginning of training. Which transitions are
+    drawn is what SB3's buffer would draw. Saved, it is without the models; those are saved with the policy.
+
+    :param buffer_size: most transitions kept
+    :param observation_space: of one environment
+    :param action_space: of one environment
+    :param args: what else SB3's buffer takes
+    :param kwargs: what else SB3's buffer takes
+    :raises TypeError: if the observations are of another kind than the class is for, or memory usage is to be
+        optimised, which loses the last observations of episodes
+    """
+
+    #: The part of each reward that the bonus was at the time, ``(buffer_size, n_envs)``.
+    bonuses: NDArray[np.float32]
+    _paid: Sequence[tuple[float, Bonus]] | None = None
+    _parts: Mapping[str, Any] | None = None
+    _store: TransitionStore | None = None
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        nested = isinstance(self, DictReplayBuffer)
+        if nested != isinstance(observation_space, spaces.Dict):
+            raise TypeError(
+                f"{type(self).__name__} does not keep observations of {observation_space}: use the class "
+                f"with{'out' if nested else ''} 'Dict' in its name"
+            )
+        super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
+        if self.optimize_memory_usage:
+            raise TypeError(
+                "optimize_memory_usage=True keeps no last observation of an episode, which bonuses are recomputed from"
+            )
+        self.bonuses = np.zeros_like(self.rewards)
+        self._internal: NDArray[np.float32] | None = None
+
+    def bind(self, paid: Sequence[tuple[float, Bonus]], parts: Mapping[str, Any], store: TransitionStore) -> None:
+        """
+        Take what the layers pay, and the models that they pay by.
+
+        :param paid: weight and kind of each bonus
+        :param parts: the shared parts, by name
+        :param store: knows the internal variables and the executed actions of the step that is being added
+        """
+        self._paid, self._parts, self._store = paid, parts, store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_paid", "_parts", "_store")}
+
+    def add(
+        self,
+        obs: Any,
+        next_obs: Any,
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        :param obs: before the step, ``(n, ...)``
+        :param next_obs: after it, ``(n, ...)``
+        :param action: ``(n, ...)``
+        :param reward: bonuses included, ``(n,)``
+        :param done: whether the episode ended, ``(n,)``
+        :param infos: what the environments reported
+        :raises RuntimeError: if no callback of this package has bound it, or no layer pays a bonus
+        """
+        step = None if self._store is None else self._store.current
+        if step is None or TERM not in step.terms:
+            raise RuntimeError(
+                f"{type(self).__name__} recomputes what bonus layers pay, and "
+                + (
+                    "no callback has bound it: train with the layer's callback (RNDCallback, WorldModelCallback)"
+                    if step is None
+                    else "there are none: wrap the environment in RNDBonus or SurpriseBonus, or use SB3's buffer"
+                )
+            )
+        if self._internal is None:
+            shape = (self.buffer_size, self.n_envs)
+            self._internal, self._next_internal = np.zeros((2, *shape, step.internal.shape[1]), dtype=np.float32)
+            self._done_actions = np.zeros((*shape, *step.executed_action.shape[1:]), dtype=step.executed_action.dtype)
+        bonus = step.terms[TERM]
+        self.bonuses[self.pos] = bonus
+        self._internal[self.pos] = step.internal
+        self._next_internal[self.pos] = step.next_internal
+        self._done_actions[self.pos] = step.executed_action
+        super().add(obs, next_obs, action, reward - bonus, done, infos)
+
+    def bonus(self, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> NDArray[np.float64]:
+        """
+        :param rows: of the buffer, ``(b,)``
+        :param slots: which environment's, ``(b,)``
+        :return: the sum of all bonuses of these transitions, as they would be paid now, ``(b,)``
+        :raises RuntimeError: if no callback of this package has bound it
+        """
+        if self._paid is None or self._parts is None or self._internal is None:
+            raise RuntimeError(f"{type(self).__name__} knows no models: it is bound when training begins")
+        moves = Moves(
+            _pick(self.observations, rows, slots),
+            self._internal[rows, slots].astype(np.float64),
+            self._done_actions[rows, slots],
+            _pick(self.next_observations, rows, slots),
+            self._next_internal[rows, slots].astype(np.float64),
+        )
+        total = np.zeros(len(rows))
+        for weight, kind in self._paid:
+            unit = kind.unit(self._parts)
+            if weight * unit:
+                total += weight * unit * kind.score(self._parts, moves)
+        return total
+
+    def _get_samples(self, batch_inds: NDArray[np.intp], env: VecNormalize | None = None) -> Any:
+        # As SB3 draws them, and nothing else.
+        slots = np.random.randint(0, high=self.n_envs, size=len(batch_inds))  # noqa: NPY002
+        reward = self.rewards[batch_inds, slots] + self.bonus(batch_inds, slots).astype(np.float32)
+        over = self.dones[batch_inds, slots] * (1.0 - self.timeouts[batch_inds, slots])
+        kind = DictReplayBufferSamples if isinstance(self, DictReplayBuffer) else ReplayBufferSamples
+        seen, following = (
+            tree_map(self.to_torch, self._normalize_obs(_pick(leaves, batch_inds, slots), env))
+            for leaves in (self.observations, self.next_observations)
+        )
+        return kind(
+            seen,
+            self.to_torch(self.actions[batch_inds, slots]),
+            following,
+            self.to_torch(over[:, None]),
+            self.to_torch(self._normalize_reward(reward[:, None], env)),
+        )
+
+
+def _pick(leaves: Batch, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Batch:
+    """
+    :param leaves: observations, ``(buffer_size, n_envs, ...)``
+    :param rows: ``(b,)``
+    :param slots: ``(b,)``
+    :return: ``(b, ...)``
+    """
+    return tree_map(lambda leaf: leaf[rows, slots], leaves)
+
+
+class RecomputedBonusDictReplayBuffer(RecomputedBonusReplayBuffer, DictReplayBuffer):
+    """
+    The same for Dict observations. It takes the same parameters.
+    """
+
+
+class ExecutedActionRecomputedBonusReplayBuffer(ExecutedActionReplayBuffer, RecomputedBonusReplayBuffer):
+    """
+    Both: :class:`~persist_sb3.buffers.ExecutedActionReplayBuffer`, with bonuses recomputed. The transition that is
+    scored is the one that took place, whatever the learner is shown.
+    """
+
+
+class ExecutedActionRecomputedBonusDictReplayBuffer(ExecutedActionReplayBuffer, RecomputedBonusDictReplayBuffer):
+    """
+    The same for Dict observations. It takes the same parameters.
+    """

@@ -1,0 +1,302 @@
+"""Replay buffers that pay bonuses by the models of the moment, against the models themselves and SB3's own buffers."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from rl_zoo3.utils import get_class_by_name
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+
+from persist_sb3.batch import tree_map
+from persist_sb3.buffers import (
+    ExecutedActionRecomputedBonusDictReplayBuffer,
+    ExecutedActionRecomputedBonusReplayBuffer,
+    RecomputedBonusDictReplayBuffer,
+    RecomputedBonusReplayBuffer,
+)
+from persist_sb3.buffers.transitions import Transitions
+from persist_sb3.callbacks import MetricsCallback, PersistCallback, RNDCallback, WorldModelCallback, world_model
+from persist_sb3.intrinsic import Moves, Surprise
+from persist_sb3.wrappers import (
+    InternalState,
+    RNDBonus,
+    SMiRLBonus,
+    SurpriseBonus,
+    VecInternalState,
+    VecRNDBonus,
+    VecSMiRLBonus,
+    VecSurpriseBonus,
+)
+from tests.toys import Walker
+
+LIMITS: dict[str, Any] = {"dims": ["battery", "heat"], "constraints": ["battery >= 0.2"], "mu": [0.8, 0.5]}
+SMALL: dict[str, Any] = {"net_arch": [16], "members": 2, "learning_starts": 64, "batch_size": 32, "train_freq": 2}
+QUICK: dict[str, Any] = {"learning_starts": 20, "batch_size": 16, "learning_rate": 0.01}
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unit of surprise is measured on fewer scores."""
+    monkeypatch.setattr(world_model, "ENOUGH", 60)
+
+
+def make_env(observation: str = "box", action: str = "box", n: int = 2, surprise: bool = False) -> VecEnv:
+    env: VecEnv = VecInternalState(DummyVecEnv([partial(Walker, observation, action)] * n), **LIMITS)
+    env = VecRNDBonus(env, weight=0.7)
+    return VecSurpriseBonus(env, weight=2.0, beta=0.5) if surprise else env
+
+
+def make_model(env: VecEnv, buffer: Any = None, algorithm: Any = SAC, **kwargs: Any) -> BaseAlgorithm:
+    nested = isinstance(env.observation_space, spaces.Dict)
+    if buffer is None:
+        buffer = RecomputedBonusDictReplayBuffer if nested else RecomputedBonusReplayBuffer
+    model: BaseAlgorithm = algorithm(
+        "MultiInputPolicy" if nested else "MlpPolicy",
+        env,
+        policy_kwargs={"net_arch": [8]},
+        learning_starts=40,
+        buffer_size=1000,
+        batch_size=16,
+        train_freq=8,
+        gradient_steps=1,
+        seed=0,
+        device="cpu",
+        replay_buffer_class=buffer,
+        replay_buffer_kwargs=kwargs,
+    )
+    return model
+
+
+class Ledger(PersistCallback):
+    """Writes down each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Transitions] = []
+
+    def _on_step(self) -> bool:
+        self.steps.append(self.store.read(self.locals))
+        return True
+
+    def stack(self, name: str) -> Any:
+        """
+        :return: a column of all steps, ``(T, n, ...)``
+        """
+        return tree_map(lambda *leaves: np.stack(leaves), *(getattr(step, name) for step in self.steps))
+
+
+def train(env: VecEnv, *callbacks: BaseCallback, steps: int = 200, **kwargs: Any) -> tuple[Any, Any, Ledger]:
+    ledger = Ledger()
+    model: Any = make_model(env, **kwargs)
+    model.learn(steps, callback=[ledger, *callbacks])
+    return model, model.replay_buffer, ledger
+
+
+def everything(buffer: Any) -> tuple[np.ndarray, np.ndarray]:
+    rows, slots = np.divmod(np.arange(buffer.size() * buffer.n_envs), buffer.n_envs)
+    return rows, slots
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "algorithm", "n"),
+    [("box", "box", SAC, 1), ("dict", "box", SAC, 3), ("discrete", "discrete", DQN, 2), ("dict", "discrete", DQN, 1)],
+)
+def test_the_reward_is_split_and_put_together_anew(observation: str, action: str, algorithm: Any, n: int) -> None:
+    env = make_env(observation, action, n, surprise=True)
+    model, buffer, ledger = train(env, RNDCallback(**QUICK), WorldModelCallback(**SMALL), algorithm=algorithm)
+    size = buffer.size()
+    paid = ledger.stack("terms")["intrinsic"]
+    np.testing.assert_allclose(buffer.bonuses[:size], paid, rtol=1e-6)
+    np.testing.assert_allclose(buffer.rewards[:size], ledger.stack("reward") - paid, atol=1e-4)
+    # By the models themselves, transition after transition.
+    parts = model.persist.bundle()
+    rnd, unit, expected = parts["rnd"], float(parts["surprise"].value), []
+    assert unit > 0.0
+    for step in ledger.steps:
+        moves = Moves(step.observation, step.internal, step.executed_action, step.next_observation, step.next_internal)
+        nll = Surprise().surprise(parts, moves)
+        distance = np.square(step.next_internal - [0.8, 0.5]).sum(axis=1)
+        novelty = rnd.error(rnd.encode(step.next_observation))
+        expected.append(0.7 * float(rnd.unit) * novelty + 2.0 * unit * (-nll - 0.5 * distance))
+    np.testing.assert_allclose(buffer.bonus(*everything(buffer)).reshape(size, n), expected, rtol=1e-3, atol=1e-5)
+    assert not np.allclose(buffer.bonuses[:size], expected, rtol=0.01)
+    rows, slots = np.array([3, size - 1]), np.array([0, n - 1])
+    np.random.seed(1)  # noqa: NPY002
+    samples = buffer._get_samples(rows)
+    np.random.seed(1)  # noqa: NPY002
+    slots = np.random.randint(0, n, 2)  # noqa: NPY002
+    rest = ledger.stack("reward") - paid
+    np.testing.assert_allclose(
+        samples.rewards[:, 0], rest[rows, slots] + np.array(expected)[rows, slots], rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("observation", ["box", "dict", "discrete"])
+def test_but_for_the_reward_a_batch_is_that_of_sb3(observation: str) -> None:
+    samples = []
+    for buffer in (None, DictReplayBuffer if observation == "dict" else ReplayBuffer):
+        # Without gradient steps, so that the policy is the same whatever it is paid.
+        env = make_env(observation, "discrete")
+        model = make_model(env, buffer, DQN)
+        model.learning_starts = 10_000  # type: ignore[attr-defined]
+        model.learn(150, callback=RNDCallback(**QUICK))
+        np.random.seed(7)  # noqa: NPY002
+        samples.append(model.replay_buffer.sample(64))  # type: ignore[attr-defined]
+    for ours, theirs in zip(*samples, strict=True):
+        if isinstance(ours, dict):
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
+        elif ours is not samples[0].rewards and ours is not None:
+            assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+    assert samples[0].rewards.shape == samples[1].rewards.shape
+    assert samples[0].rewards.dtype == samples[1].rewards.dtype
+
+
+def test_what_has_been_learned_since_is_no_longer_new() -> None:
+    env = make_env()
+    # Frequent learning at a high rate: what is novel is not for long.
+    model, buffer, _ = train(env, RNDCallback(**QUICK | {"gradient_steps": 8}), steps=600)
+    unit = float(model.persist.parts["rnd"].unit)
+    assert buffer.bonus(*everything(buffer)).mean() < 0.5 * buffer.bonuses[: buffer.size()].mean()
+    model.persist.parts["rnd"].unit.fill_(3.0 * unit)
+    tripled = buffer.bonus(*everything(buffer)).mean()
+    model.persist.parts["rnd"].unit.fill_(unit)
+    assert tripled == pytest.approx(3.0 * buffer.bonus(*everything(buffer)).mean())
+
+
+def test_the_sum_is_normalised_as_a_whole() -> None:
+    env = VecNormalize(make_env(), norm_obs=True)
+    _, buffer, ledger = train(env, RNDCallback(**QUICK))
+    rows, _ = everything(buffer)
+    rest = ledger.stack("reward") - ledger.stack("terms")["intrinsic"]
+    np.testing.assert_allclose(buffer.rewards[: buffer.size()], rest, atol=1e-5)
+    np.random.seed(3)  # noqa: NPY002
+    drawn = np.random.randint(0, 2, len(rows))  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    samples = buffer._get_samples(rows, env)
+    raw = buffer.rewards[rows, drawn] + buffer.bonus(rows, drawn)
+    np.testing.assert_allclose(samples.rewards[:, 0], env.normalize_reward(raw), rtol=1e-4)
+    white: Any = env.normalize_obs(buffer.next_observations[rows, drawn])
+    np.testing.assert_allclose(samples.next_observations, white, rtol=1e-5)
+
+
+def make_wrapped() -> gym.Env[Any, Any]:
+    return SurpriseBonus(RNDBonus(InternalState(Walker("dict", "box"), **LIMITS), weight=0.5), weight=0.25)
+
+
+def test_layers_inside_worker_processes_are_found() -> None:
+    bonuses = []
+    for kind in (DummyVecEnv, SubprocVecEnv):
+        env = kind([make_wrapped])
+        _, buffer, _ = train(env, RNDCallback(**QUICK), WorldModelCallback(**SMALL), steps=160)
+        env.close()
+        assert [weight for weight, _ in buffer._paid] == [0.5, 0.25]
+        bonuses.append(buffer.bonus(*everything(buffer)))
+    np.testing.assert_array_equal(*bonuses)
+    assert (bonuses[0] != 0.0).all()
+
+
+def test_it_is_saved_without_the_models_and_resumed_with_them(tmp_path: Path) -> None:
+    model, buffer, _ = train(make_env(), RNDCallback(**QUICK))
+    model.save(tmp_path / "model.zip")
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    before = buffer.bonus(*everything(buffer))
+    loaded = SAC.load(tmp_path / "model.zip", env=make_env(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer.pkl")
+    kept: Any = loaded.replay_buffer
+    np.testing.assert_array_equal(kept.rewards, buffer.rewards)
+    with pytest.raises(RuntimeError, match="bound when training begins"):
+        kept.sample(4)
+    loaded.learn(8, callback=RNDCallback(**QUICK | {"batch_size": 1000}), reset_num_timesteps=False)
+    rows, slots = everything(buffer)
+    after = kept.bonus(rows, slots)
+    # The same networks; the unit is what it is at the beginning of the next rollout.
+    np.testing.assert_allclose(after / before, (after / before)[0], rtol=1e-5)
+    assert kept.pos == buffer.pos + 8
+
+
+class Halved(VecEnvWrapper):
+    """Executes half of what is proposed."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.executed = 0.5 * actions
+        self.venv.step_async(self.executed)
+
+    def step_wait(self) -> Any:
+        result = self.venv.step_wait()
+        for info, executed in zip(result[3], self.executed, strict=True):
+            info["executed_action"] = executed
+        return result
+
+
+def test_with_executed_actions() -> None:
+    env = Halved(make_env(surprise=True))
+    penalty: dict[str, Any] = {"learn_from": "both", "intervention_penalty": 2.5}
+    callbacks = [RNDCallback(**QUICK), WorldModelCallback(**SMALL)]
+    _, buffer, ledger = train(env, *callbacks, buffer=ExecutedActionRecomputedBonusReplayBuffer, **penalty)
+    assert buffer.interventions > 100
+    samples = buffer.sample(500)
+    fresh = buffer.rewards[: buffer.size()] + buffer.bonus(*everything(buffer)).reshape(-1, 2)
+    distance = np.abs(samples.rewards.numpy() - np.concatenate([fresh.ravel(), fresh.ravel() - 2.5]))
+    assert distance.min(axis=1).max() < 1e-4
+    paid = distance.argmin(axis=1) >= fresh.size
+    assert 0.4 < paid.mean() < 0.6
+    # What is scored is what was done, so by the same models it is what the layer would say.
+    moved = ledger.stack("executed_action")
+    np.testing.assert_allclose(moved, 0.5 * ledger.stack("action"))
+    np.testing.assert_array_equal(buffer._done_actions[: buffer.size()], moved)
+
+
+@pytest.mark.parametrize("shielded", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_hyperparameter_files_name_them(nested: bool, shielded: bool) -> None:
+    name = f"{'ExecutedAction' if shielded else ''}RecomputedBonus{'Dict' if nested else ''}ReplayBuffer"
+    buffer = get_class_by_name(f"persist_sb3.buffers.{name}")
+    model, *_ = train(make_env("dict" if nested else "box"), RNDCallback(**QUICK), buffer=buffer, steps=80)
+    assert type(model.replay_buffer) is buffer
+
+
+def test_wrong_wiring_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"no callback has bound it: train with the layer's callback"):
+        make_model(make_env()).learn(8)
+    bare = VecInternalState(DummyVecEnv([partial(Walker, "box", "box")]), **LIMITS)
+    with pytest.raises(RuntimeError, match="there are none: wrap the environment in RNDBonus"):
+        make_model(bare).learn(8, callback=MetricsCallback())
+    inner = VecInternalState(DummyVecEnv([partial(Walker, "box", "box")]), **LIMITS)
+    whole_episode = VecRNDBonus(VecSMiRLBonus(inner))
+    with pytest.raises(RuntimeError, match="cannot recompute the bonus of SMiRLBonus"):
+        make_model(whole_episode).learn(8, callback=RNDCallback(**QUICK))
+    inside = DummyVecEnv([lambda: SMiRLBonus(InternalState(Walker("box", "box"), **LIMITS))])
+    with pytest.raises(RuntimeError, match="cannot recompute the bonus of SMiRLBonus"):
+        make_model(inside).learn(8, callback=MetricsCallback())
+
+
+@pytest.mark.parametrize(
+    ("buffer", "observation", "kwargs", "message"),
+    [
+        (RecomputedBonusReplayBuffer, "dict", {}, "with 'Dict' in its name"),
+        (RecomputedBonusDictReplayBuffer, "box", {}, "without 'Dict' in its name"),
+        (ExecutedActionRecomputedBonusDictReplayBuffer, "box", {}, "ReplayBuffer"),
+        (
+            RecomputedBonusReplayBuffer,
+            "box",
+            {"optimize_memory_usage": True, "handle_timeout_termination": False},
+            "optimize_memory_usage",
+        ),
+    ],
+)
+def test_wrong_parameters_are_refused(buffer: Any, observation: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make_model(make_env(observation), buffer, **kwargs)
