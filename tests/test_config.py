@@ -84,15 +84,17 @@ def test_refuses_other_files(tmp_path: Path, text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("intrinsic", "layer", "callbacks"),
     [
-        ({"rewards": {"intrinsic": "empowerment", "lambda_intr": 0.1}}, "intrinsic"),
+        ("rnd", "RNDBonus", ["RNDCallback"]),
+        ("surprise", "SurpriseBonus", ["WorldModelCallback"]),
+        ("empowerment", "EmpowermentBonus", ["WorldModelCallback", "EmpowermentCallback"]),
     ],
 )
-def test_a_layer_that_does_not_exist_is_never_left_out_silently(data: dict[str, Any], message: str) -> None:
-    config = PersistConfig.model_validate(data)
-    with pytest.raises(RuntimeError, match=message):
-        config.layers()
+def test_every_intrinsic_reward_has_its_layer_and_callbacks(intrinsic: str, layer: str, callbacks: list[str]) -> None:
+    config = PersistConfig.model_validate({"rewards": {"intrinsic": intrinsic, "lambda_intr": 0.1}})
+    assert config.layers()[-1] == (layer, {"weight": 0.1})
+    assert [type(callback).__name__ for callback in config.callbacks()] == [*callbacks, "MetricsCallback"]
 
 
 def test_both_doors_give_the_same_rewards() -> None:

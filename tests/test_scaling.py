@@ -74,6 +74,7 @@ def test_many_steps_at_once_are_the_same() -> None:
     for rows in (rewards[:7], rewards[7:7], rewards[7:]):
         whole.extend(rows)
     assert whole.std == pytest.approx(one.std, rel=1e-12)
+    assert whole.sums is not None and one.sums is not None
     np.testing.assert_allclose(whole.sums, one.sums)
     assert whole.measured == one.measured == 120
 

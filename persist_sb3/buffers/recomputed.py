@@ -187,7 +187,9 @@ class ExecutedActionRecomputedBonusReplayBuffer(ExecutedActionReplayBuffer, Reco
     """
 
 
-class ExecutedActionRecomputedBonusDictReplayBuffer(ExecutedActionReplayBuffer, RecomputedBonusDictReplayBuffer):
+class ExecutedActionRecomputedBonusDictReplayBuffer(  # type: ignore[misc]
+    ExecutedActionReplayBuffer, RecomputedBonusDictReplayBuffer
+):
     """
     The same for Dict observations. It takes the same parameters.
     """
