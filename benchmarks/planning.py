@@ -9,7 +9,7 @@ worlds (:class:`~persist_sb3.envs.oracle.FullView`) and foresee no chance; with 
 nearest food is, as the oracle is. Times are of the process's own CPU. What was trained or played already is kept, so
 the benchmark can be interrupted::
 
-    python -m benchmarks.planning                                               # 2 seeds, 60k steps, 20 episodes
+    python -m benchmarks.planning                                               # 2 seeds, 30k steps, 20 episodes
     python -m benchmarks.planning --seeds 5 --timesteps 300000 --episodes 200   # what a claim needs
 """
 
@@ -158,7 +158,7 @@ def main() -> None:
     """Train, play, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="agents")
-    parser.add_argument("--timesteps", type=int, default=60_000, help="environment steps an agent")
+    parser.add_argument("--timesteps", type=int, default=30_000, help="environment steps an agent")
     parser.add_argument("--episodes", type=int, default=20, help="test layouts")
     parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/planning"), help="where all is kept")
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -8,7 +8,7 @@ stands still, and the policy plays the same test layouts in each world under eac
 times the disagreement exceeds what is typical, averaged over the steps of the unshielded policy: whether the shift is
 noticed at all. What was trained or played already is kept::
 
-    python -m benchmarks.shift                                               # 2 seeds, 60k steps, 40 episodes each
+    python -m benchmarks.shift                                               # 2 seeds, 30k steps, 40 episodes each
     python -m benchmarks.shift --seeds 5 --timesteps 300000 --episodes 200   # what a claim needs
 """
 
@@ -98,7 +98,7 @@ def main() -> None:
     """Train, evaluate, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="agents")
-    parser.add_argument("--timesteps", type=int, default=60_000, help="environment steps an agent")
+    parser.add_argument("--timesteps", type=int, default=30_000, help="environment steps an agent")
     parser.add_argument("--episodes", type=int, default=40, help="test layouts")
     parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/planning"), help="where all is kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
