@@ -4,7 +4,7 @@ The dark room: what becomes of an agent that only wants to foresee what happens,
 A corridor of seven cells. At its left end it is dark and nothing happens; the further to the right, the more the lights
 flicker; at the right end there is food. The energy falls by 0.02 a step, and below 0.2 the agent starves, which is
 counted and, in the usual setting, ends the episode. Nothing but the layers gives a reward: `SurpriseBonus` alone,
-`HomeostatReward` alone, both, and `SurpriseBonus(seek=True)` for comparison. PPO, the same in all conditions; the last
+`HomeostatReward` alone, both (with a strong surprise and a weak one), and `SurpriseBonus(seek=True)` for comparison. PPO, the same in all conditions; the last
 fifth of the training episodes is what is shown. `--immortal` lets the episode go on when the agent has starved::
 
     python -m benchmarks.surprise
@@ -37,6 +37,7 @@ CONDITIONS: dict[str, tuple[float, bool, bool]] = {
     "homeostat": (0.0, False, True),
     "surprise": (5.0, False, False),
     "surprise + homeostat": (5.0, False, True),
+    "weak surprise + homeostat": (1.0, False, True),
     "seeking surprise": (5.0, True, False),
 }
 STEPS = "steps before it starves"
@@ -157,7 +158,7 @@ def main() -> None:
             name, *(f"{mean:{style}} [{low:{style}}, {high:{style}}]" for mean, low, high in estimates.values())
         )
         results[name] = {c: {"mean": estimates[c], "seeds": scores[c].tolist()} for c in CONDITIONS}
-    Console(width=130).print(table)
+    Console(width=150).print(table)
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "surprise.json"
     everything = json.loads(path.read_text()) if path.is_file() else {}
