@@ -1,7 +1,7 @@
 """
-What each intrinsic reward adds on top of the homeostat: survival of PPO on GridLife with the shipped layers, and with one
-bonus more: `RNDBonus`, `SurpriseBonus` as written, which pays for what is foreseen, or seeking surprise. Everything else
-is that of ``persist_sb3/hyperparams/ppo.yml``.
+What each intrinsic reward adds on top of the homeostat: survival of PPO on GridLife with the shipped layers, and with
+one bonus more: `RNDBonus`, `SurpriseBonus` as written, which pays for what is foreseen, or seeking surprise. Everything
+else is that of ``persist_sb3/hyperparams/ppo.yml``.
 
 Every agent is trained by ``train.py`` and evaluated on layouts that it has not seen. Agents that are there already are
 not trained again, so the benchmark can be interrupted. The weights are the layers' ``weight``; a weight of 1 makes the

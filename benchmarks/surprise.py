@@ -4,8 +4,9 @@ The dark room: what becomes of an agent that only wants to foresee what happens,
 A corridor of seven cells. At its left end it is dark and nothing happens; the further to the right, the more the lights
 flicker; at the right end there is food. The energy falls by 0.02 a step, and below 0.2 the agent starves, which is
 counted and, in the usual setting, ends the episode. Nothing but the layers gives a reward: `SurpriseBonus` alone,
-`HomeostatReward` alone, both (with a strong surprise and a weak one), and `SurpriseBonus(seek=True)` for comparison. PPO, the same in all conditions; the last
-fifth of the training episodes is what is shown. `--immortal` lets the episode go on when the agent has starved::
+`HomeostatReward` alone, both (with a strong surprise and a weak one), and `SurpriseBonus(seek=True)` for comparison.
+PPO, the same in all conditions; the last fifth of the training episodes is what is shown. `--immortal` lets the episode
+go on when the agent has starved::
 
     python -m benchmarks.surprise
     python -m benchmarks.surprise --seeds 1 --timesteps 20000      # a quick look
