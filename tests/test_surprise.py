@@ -54,7 +54,8 @@ def one_answer(space: spaces.Space[Any] | int, outputs: list[float]) -> WorldMod
     model = WorldModel(make_spec(space), net_arch=[], members=1)
     with torch.no_grad():
         model.ensemble.weights[0].zero_()
-        model.ensemble.biases[0][0, 0] = torch.tensor(outputs)
+        # Behind these lies the gate, which stays open.
+        model.ensemble.biases[0][0, 0, : len(outputs)] = torch.tensor(outputs)
     model.updates += 1
     return model
 
@@ -120,6 +121,9 @@ def test_is_the_likelihood_of_the_mixture_in_whitened_units(kind: str) -> None:
     torch.manual_seed(0)
     spec = make_spec(6)
     model: Any = WorldModel(spec, [8], members=4) if kind == "gaussian" else LatentModel(spec, 8, 8, 2, 2, samples=4)
+    if kind == "gaussian":
+        with torch.no_grad():
+            model.ensemble.biases[-1][..., -1] = -1.0  # What the regression expects takes place in part.
     deviation = torch.tensor([0.3, 1.0, 7.0, 200.0, 1.0, 2.0])
     seen = torch.randn(4000, 6) * deviation
     state = torch.cat([seen, torch.full((4000, 2), 0.5)], dim=1)

@@ -151,8 +151,8 @@ class DynamicsModel(PredictiveModel):
         :param target: the predicted part of ``s'``, ``(n, m)``
         :return: what :meth:`~persist_sb3.models.prediction.PredictiveModel.white_nll` makes of it, ``(n,)``
         """
-        out = self._distribution(self._fast(self._inputs(state, action)))
-        return self.white_nll(out, target, *self._fast_expected(state, action))
+        out, expected, scale = self._fast_gated(state, action)
+        return self.white_nll(out, target, expected, scale)
 
     def disagreement(self, state: Floats, action: Floats) -> Floats:
         """

@@ -300,7 +300,7 @@ class PredictiveModel(Model):
 
         :param out: what is predicted, ``(e, n, ...)``; the last numbers may be left out
         :param target: what happened, ``(n, m)``
-        :param expected: what the regression expects, ``(n, g)``
+        :param expected: what the regression expects, ``(n, g)`` or ``(e, n, g)``
         :param scale: what numbers typically differ by from it, ``(g,)``
         :return: negative log-likelihood under the mixture of all ``e``, mean over entries, in nats, ``(n,)``
         """
