@@ -54,7 +54,9 @@ def train(arguments: Sequence[str] | None = None) -> None:
         return
     for option, value in (("--algo", own.algo), ("--env", own.env), ("-conf", own.conf_file), ("--shield", own.shield)):
         if value:
-            parser.error(f"{option} {value}: {own.persist} is to say this, so change it there or leave --persist out")
+            parser.error(
+                f"{option} {value}: {own.persist} says this already, so change it there or leave --persist out"
+            )
     try:
         persist = PersistConfig.from_yaml(own.persist)
         entry = _base_entry(persist) | persist.zoo_entry()
