@@ -6,7 +6,8 @@ with and without the shield. Every agent is evaluated on layouts that it has not
     python -m benchmarks.curriculum --seeds 1 --timesteps 30000      # a quick look
 
 Violations in training are counted against the declared constraints, also while they are wider: an episode then goes on
-after them. Deaths are the episodes that ended with a violation of those in force.
+after them. Deaths are the episodes that ended with a violation of those in force. Agents that are there already are not
+trained again, so the benchmark can be interrupted.
 """
 
 import argparse

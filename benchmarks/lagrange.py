@@ -6,7 +6,8 @@ by the weight of the homeostat::
     python -m benchmarks.lagrange                                 # 3 seeds, 40k steps
     python -m benchmarks.lagrange --seeds 1 --timesteps 20000     # a quick look
 
-Realised is the share of such steps in the last fifth of the training, as the policy that learns draws its actions.
+Agents that are there already are not trained again, so the benchmark can be interrupted. Realised is the share of such
+steps in the last fifth of the training, as the policy that learns draws its actions.
 """
 
 import argparse
@@ -105,24 +106,27 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     own = parser.parse_args()
 
-    results: dict[str, Any] = {"seeds": own.seeds, "timesteps": own.timesteps}
+    own.output.mkdir(parents=True, exist_ok=True)
+    path = own.output / "lagrange.json"
+    size = {"seeds": own.seeds, "timesteps": own.timesteps}
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    results: dict[str, Any] = before if all(before.get(key) == value for key, value in size.items()) else dict(size)
     table = Table(title=f"{own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]")
     for column in ("scaled", "target", "realised", "task reward a step", "multiplier"):
         table.add_column(column, justify="right")
     with Progress() as progress:
         training = progress.add_task("training", total=own.seeds * len(CONDITIONS))
         for scales, target in CONDITIONS:
-            runs = []
+            runs = results.setdefault(f"{scales or 'nothing'} {target}", {})
             for seed in range(own.seeds):
-                runs.append(run(scales, target, seed, own.timesteps))
+                if str(seed) not in runs:
+                    runs[str(seed)] = run(scales, target, seed, own.timesteps)
+                    path.write_text(json.dumps(results, indent=2) + "\n")
                 progress.advance(training)
-            scores = {figure: np.array([each[figure] for each in runs]) for figure in runs[0]}
+            scores = {figure: np.array([each[figure] for each in runs.values()]) for figure in runs["0"]}
             cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in intervals(scores).values()]
             table.add_row(scales or "nothing", "-" if target is None else f"{target:g}", *cells)
-            results[f"{scales or 'nothing'} {target}"] = {figure: values.tolist() for figure, values in scores.items()}
     Console(width=140).print(table)
-    own.output.mkdir(parents=True, exist_ok=True)
-    (own.output / "lagrange.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
