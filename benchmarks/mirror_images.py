@@ -11,10 +11,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks.agents import FIGURES, Records, intervals
 from benchmarks.shield import record
@@ -35,18 +37,14 @@ def clone(demonstrations: Path, augment: bool, seed: int, episodes: int) -> Reco
     :param episodes: how many the cloned policy plays
     :return: these episodes
     """
-    venv = VecInternalState(GridLifeVecEnv(20, scent=True))
-    model = PPO(
-        "MultiInputPolicy",
-        venv,
-        n_steps=8,
-        batch_size=160,
-        policy_kwargs={"net_arch": [256, 256]},
-        seed=seed,
-        device="cpu",
-    )
+    # As the shipped entries have it: standardised internal variables, and this network.
+    venv = VecNormalize(VecInternalState(GridLifeVecEnv(20, scent=True)), norm_obs_keys=["internal"])
+    network = {"net_arch": [256, 256], "activation_fn": torch.nn.ReLU}
+    model = PPO("MultiInputPolicy", venv, n_steps=8, batch_size=160, policy_kwargs=network, seed=seed, device="cpu")
     model.learn(1, callback=BehaviourCloningCallback(demonstrations, gradient_steps=3000, augment=augment))
-    unseen = VecInternalState(GridLifeVecEnv(20, scent=True, split="test"))
+    layered = VecInternalState(GridLifeVecEnv(20, scent=True, split="test"))
+    unseen = VecNormalize(layered, training=False, norm_obs_keys=["internal"])
+    unseen.obs_rms = venv.obs_rms
     return [episode.record for episode in evaluate(model, unseen, episodes, deterministic=False, seed=1_000_000)]
 
 
