@@ -27,6 +27,7 @@ from persist_sb3.buffers.transitions import Transitions
 from persist_sb3.callbacks import MetricsCallback, PersistCallback, RNDCallback, WorldModelCallback, world_model
 from persist_sb3.intrinsic import Moves, Surprise
 from persist_sb3.wrappers import (
+    EmpowermentBonus,
     InternalState,
     RNDBonus,
     SMiRLBonus,
@@ -281,6 +282,9 @@ def test_wrong_wiring_is_refused() -> None:
     inside = DummyVecEnv([lambda: SMiRLBonus(InternalState(Walker("box", "box"), **LIMITS))])
     with pytest.raises(RuntimeError, match="cannot recompute the bonus of SMiRLBonus"):
         make_model(inside).learn(8, callback=MetricsCallback())
+    beside = DummyVecEnv([lambda: EmpowermentBonus(RNDBonus(InternalState(Walker("box", "box"), **LIMITS)))])
+    with pytest.raises(RuntimeError, match="cannot recompute the bonus of EmpowermentBonus"):
+        make_model(beside).learn(8, callback=RNDCallback(**QUICK))
 
 
 @pytest.mark.parametrize(

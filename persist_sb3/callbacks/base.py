@@ -106,8 +106,8 @@ class PersistCallback(BaseCallback):
         for layer, weight, bonus in find_paid(self.training_env):
             if bonus is None:
                 raise RuntimeError(
-                    f"{type(buffer).__name__} cannot recompute the bonus of {layer}, which depends on more than a "
-                    "transition: leave the layer out, or use SB3's replay buffer"
+                    f"{type(buffer).__name__} cannot recompute the bonus of {layer} from single transitions: leave "
+                    "the layer out, or use SB3's replay buffer"
                 )
             paid.append((weight, bonus))
         buffer.bind(paid, self.state.bundle(), self.store)

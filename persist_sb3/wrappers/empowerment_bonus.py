@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from persist_sb3.intrinsic.empowerment import Empowerment
 from persist_sb3.models.spec import StateSpec
-from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.intrinsic import BonusLayer
+from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.intrinsic import BonusLayer, BonusWrapper
 from persist_sb3.wrappers.layer import Lookup, Step
 
 
@@ -45,12 +45,7 @@ class EmpowermentBonusLayer(BonusLayer):
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         model = bundle.get("empowerment")
         if model is not None:
-            here, there = (spec.fingerprint["observation"] for spec in (self._spec, model.spec))
-            if here != there:
-                raise RuntimeError(
-                    f"EmpowermentBonus sees the observation {here}, and the policy {there}: place EmpowermentBonus "
-                    "outside every layer that changes the observation"
-                )
+            self.check_observation(self._spec, model.spec)
         self.model = model
         self._training = training
 
@@ -68,7 +63,7 @@ class EmpowermentBonusLayer(BonusLayer):
         return empowerment * float(self.model.unit)
 
 
-class EmpowermentBonus(LayerWrapper):
+class EmpowermentBonus(BonusWrapper):
     """:class:`EmpowermentBonusLayer` around a ``gymnasium.Env``."""
 
     layer_type = EmpowermentBonusLayer

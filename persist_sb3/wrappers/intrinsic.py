@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from persist_sb3.infos import Infos, MissingInfoError
 from persist_sb3.intrinsic.bonus import Bonus
+from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper
 from persist_sb3.wrappers.internal_state import NonFiniteError
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
@@ -61,6 +62,20 @@ class BonusLayer(Layer):
     def paid(self) -> Paid:
         """What it pays."""
         return Paid(type(self).__name__.removesuffix("Layer"), self.weight, self.pays)
+
+    def check_observation(self, seen: StateSpec, learned: StateSpec) -> None:
+        """
+        :param seen: what this layer sees
+        :param learned: what the model behind the bonus was made for: what the policy sees
+        :raises RuntimeError: if the observations differ
+        """
+        here, there = (spec.fingerprint["observation"] for spec in (seen, learned))
+        if here != there:
+            name = self.paid.layer
+            raise RuntimeError(
+                f"{name} sees the observation {here}, and the policy {there}: place {name} outside every layer that "
+                "changes the observation"
+            )
 
     @abstractmethod
     def bonus(self, step: Step) -> NDArray[np.float64]:

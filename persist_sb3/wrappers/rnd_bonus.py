@@ -47,12 +47,7 @@ class RNDBonusLayer(BonusLayer):
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         rnd = bundle.get("rnd")
         if rnd is not None:
-            here, there = (spec.fingerprint["observation"] for spec in (self._spec, rnd.spec))
-            if here != there:
-                raise RuntimeError(
-                    f"RNDBonus sees the observation {here}, and the policy {there}: place RNDBonus outside every layer "
-                    "that changes the observation"
-                )
+            self.check_observation(self._spec, rnd.spec)
         self.rnd = rnd
         self._training = training
 

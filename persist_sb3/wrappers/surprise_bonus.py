@@ -71,12 +71,7 @@ class SurpriseBonusLayer(BonusLayer):
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         parts = {name: bundle[name] for name in self.pays.parts if name in bundle}
         if WORLD_MODEL in parts:
-            here, there = (spec.fingerprint["observation"] for spec in (self._spec, parts[WORLD_MODEL].spec))
-            if here != there:
-                raise RuntimeError(
-                    f"SurpriseBonus sees the observation {here}, and the policy {there}: place SurpriseBonus outside "
-                    "every layer that changes the observation"
-                )
+            self.check_observation(self._spec, parts[WORLD_MODEL].spec)
         self._parts = parts
         self._complete = len(parts) == len(self.pays.parts)
         self._training = training
