@@ -147,11 +147,8 @@ class ViabilityCallback(LearningCallback):
 
     def _update(self, batch: Transitions) -> Mapping[str, float]:
         before = self.spec.encode(batch.observation, batch.internal)
-        after, executed, internal = (
-            self.spec.encode(batch.next_observation, batch.next_internal),
-            batch.executed_action,
-            batch.next_internal,
-        )
+        after = self.spec.encode(batch.next_observation, batch.next_internal)
+        executed, internal = batch.executed_action, batch.next_internal
         if self._symmetries is not None:
             which = self._symmetries.draw(len(batch), self.generator)
             before, after = self._symmetries.state(which, before), self._symmetries.state(which, after)
