@@ -28,9 +28,9 @@ class SymmetryGroup:
         self._spec = spec
         everything = [Symmetry(), *symmetries]
         o, d = spec.observation_dim, spec.internal_dim
-        observation = [_turn("columns", s.columns, "flip", s.flip, o) for s in everything]
+        observation = [signed_permutation("columns", s.columns, "flip", s.flip, o) for s in everything]
         internal = [
-            _turn("internal_columns", s.internal_columns, "internal_flip", s.internal_flip, d) for s in everything
+            signed_permutation("internal_columns", s.internal_columns, "internal_flip", s.internal_flip, d) for s in everything
         ]
         self._columns = np.array(
             [[*ours, *(o + theirs)] for (ours, _), (theirs, _) in zip(observation, internal, strict=True)]
@@ -41,7 +41,7 @@ class SymmetryGroup:
             raise ValueError(
                 f"action_flip negates entries of Box actions, and these are {spec.action_space}: use action"
             )
-        action = [_turn("action", s.action, "action_flip", s.action_flip, size) for s in everything]
+        action = [signed_permutation("action", s.action, "action_flip", s.action_flip, size) for s in everything]
         self._action_columns, self._action_signs = (np.array(part) for part in zip(*action, strict=True))
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class SymmetryGroup:
         return image
 
 
-def _turn(name: str, columns: Columns | None, flips: str, flip: Columns, size: int) -> tuple[NDArray[np.intp], Floats]:
+def signed_permutation(name: str, columns: Columns | None, flips: str, flip: Columns, size: int) -> tuple[NDArray[np.intp], Floats]:
     """
     :param name: of the permutation, for messages
     :param columns: the permutation. Default: the identity
