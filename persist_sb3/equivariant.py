@@ -110,7 +110,7 @@ class Equivariant:
 
     def _build(self: Any, lr_schedule: Schedule) -> None:
         space, actions = self.observation_space, self.action_space
-        if self.use_sde:
+        if getattr(self, "use_sde", False):  # MaskablePPO knows none
             raise ValueError("use_sde=True: state-dependent exploration is not equivariant; use use_sde=False")
         if not isinstance(actions, spaces.Discrete | spaces.Box):
             raise ValueError(f"an equivariant policy is for Discrete and Box actions, and these are {actions}")

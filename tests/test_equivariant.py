@@ -1,0 +1,201 @@
+"""Policies that commute with their environment's symmetries."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+import persist_sb3  # noqa: F401  registers GridLife
+from persist_sb3.equivariant import (
+    EquivariantMaskableMultiInputPolicy,
+    EquivariantMultiInputPolicy,
+    EquivariantPolicy,
+)
+from persist_sb3.models.equivariant import ChoiceHead, Group, GroupConvolution, Lifting, _Spread
+from persist_sb3.symmetry import Symmetry
+
+MIRROR = Symmetry(flip=[0, 1, 2, 3], action=[1, 0])
+SMALL: dict[str, Any] = {"net_arch": [16, 24]}
+
+
+def cart(**kwargs: Any) -> PPO:
+    return PPO(EquivariantPolicy, "CartPole-v1", policy_kwargs={"symmetries": [MIRROR], **SMALL, **kwargs}, seed=0)
+
+
+def declared(env_id: str) -> tuple[gym.Env[Any, Any], list[Symmetry]]:
+    env = gym.make(env_id)
+    return env, env.get_wrapper_attr("symmetries")
+
+
+def image(symmetry: Symmetry, flat: NDArray[np.float32]) -> NDArray[np.float32]:
+    turned = flat if symmetry.columns is None else flat[:, symmetry.columns]
+    signs = np.ones(flat.shape[1], dtype=np.float32)
+    signs[np.asarray(symmetry.flip, dtype=int)] = -1.0
+    return turned * signs
+
+
+def tensors(env: gym.Env[Any, Any], flat: NDArray[np.float32]) -> Any:
+    space = env.observation_space
+    if not isinstance(space, spaces.Dict):
+        return torch.as_tensor(flat)
+    rows = [spaces.unflatten(space, row) for row in flat]
+    return {key: torch.as_tensor(np.stack([row[key] for row in rows])) for key in space}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "policy", "algorithm"),
+    [
+        ("GridLife-v0", EquivariantMultiInputPolicy, PPO),
+        ("GridLifeScent-v0", EquivariantMultiInputPolicy, A2C),
+        ("GridLifeScent-v0", EquivariantMaskableMultiInputPolicy, MaskablePPO),
+        ("GridLifeFlat-v0", EquivariantPolicy, PPO),
+    ],
+)
+def test_logits_and_values_of_an_image(env_id: str, policy: Any, algorithm: Any) -> None:
+    env, symmetries = declared(env_id)
+    model = algorithm(policy, env, policy_kwargs={"symmetries": env_id, **SMALL}, seed=0)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.normal_()
+    flat = np.random.default_rng(0).normal(size=(5, spaces.flatdim(env.observation_space))).astype(np.float32)
+    seen = tensors(env, flat)
+    logits = model.policy.get_distribution(seen).distribution.logits.detach()
+    assert logits.std() > 0.1
+    for symmetry in symmetries:
+        other = tensors(env, image(symmetry, flat))
+        there = model.policy.get_distribution(other).distribution.logits.detach()
+        np.testing.assert_allclose(there[:, symmetry.action], logits, rtol=1e-3, atol=1e-3)
+        values = model.policy.predict_values(other).detach()
+        np.testing.assert_allclose(values, model.policy.predict_values(seen).detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_box_actions_of_an_image() -> None:
+    env, symmetries = declared("GridLifeContinuousScent-v0")
+    kwargs = {"symmetries": "GridLifeContinuousScent-v0", **SMALL}
+    model = PPO(EquivariantMultiInputPolicy, env, policy_kwargs=kwargs, seed=0)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.normal_()
+    flat = np.random.default_rng(0).normal(size=(5, spaces.flatdim(env.observation_space))).astype(np.float32)
+    drawn: Any = model.policy.get_distribution(tensors(env, flat)).distribution
+    for symmetry in symmetries:
+        there: Any = model.policy.get_distribution(tensors(env, image(symmetry, flat))).distribution
+        signs = np.ones(2)
+        signs[np.asarray(symmetry.action_flip, dtype=int)] = -1.0
+        expected = drawn.mean.detach().numpy()[:, symmetry.action] * signs
+        np.testing.assert_allclose(there.mean.detach(), expected, rtol=1e-3, atol=1e-3)
+        # Quarter turns exchange the two axes, which so have one deviation.
+        np.testing.assert_allclose(there.stddev.detach(), drawn.stddev.detach())
+    assert float(drawn.stddev[0, 0].detach()) == pytest.approx(float(drawn.stddev[0, 1].detach()))
+
+
+def test_it_stays_equivariant_as_it_learns_and_in_the_zip(tmp_path: Path) -> None:
+    model = PPO(
+        EquivariantPolicy, "CartPole-v1", n_steps=64, policy_kwargs={"symmetries": [MIRROR], **SMALL}, seed=0
+    )
+    model.learn(256)
+    model.save(tmp_path / "agent.zip")
+    loaded = PPO.load(tmp_path / "agent.zip")
+    flat = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    probabilities = model.policy.get_distribution(torch.as_tensor(flat)).distribution.probs.detach()
+    assert (probabilities[:, 0] - probabilities[:, 1]).abs().max() > 1e-3
+    for policy in (model.policy, loaded.policy):
+        there = policy.get_distribution(torch.as_tensor(-flat)).distribution.probs.detach()
+        np.testing.assert_allclose(there[:, [1, 0]], probabilities, atol=1e-5)
+
+
+def test_weights_that_act_are_those_that_were_learned() -> None:
+    model = cart()
+    seen = torch.ones(1, 4)
+    with torch.no_grad():
+        before = model.policy.predict_values(seen)
+        model.policy.load_state_dict(cart(ortho_init=False).policy.state_dict())
+        for parameter in model.policy.parameters():
+            parameter.mul_(2.0)
+        after = model.policy.predict_values(seen)
+    assert not torch.equal(before, after)
+    np.testing.assert_allclose(after, model.policy.predict_values(seen).detach())
+
+
+def test_spread_weights_have_the_gradient_of_indexing() -> None:
+    columns = torch.as_tensor(np.array([[0, 1, 2], [2, 0, 1], [1, 2, 0]]))
+    back = columns.argsort(dim=1)
+    weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda w: _Spread.apply(w, columns, back), weight)
+    assert torch.equal(_Spread.apply(weight, columns, back), weight[:, columns])
+
+
+def test_layers_are_the_mean_over_the_group_of_any_linear_map() -> None:
+    """Reynolds' operator: averaged over the group, a linear map becomes equivariant; an equivariant one stays."""
+    group = Group([MIRROR], 4, 2, counted=True)
+    flips = np.stack([np.diag(group.signs[g]) @ np.eye(4)[group.columns[g]] for g in range(2)])
+    swaps = np.stack([np.eye(2)[group.choice_columns[g]] for g in range(2)])
+    turn = np.stack([np.kron(np.eye(3), np.eye(2)[group.products[group.inverses[g]]]) for g in range(2)])
+    for layer, here, there in (
+        (Lifting(group, 3), flips, turn),
+        (GroupConvolution(group, 3, 3), turn, turn),
+        (ChoiceHead(group, 3, gain=1.0), turn, swaps),
+    ):
+        weight = layer.spread()[0].detach().numpy()
+        averaged = np.mean([np.linalg.inv(there[g]) @ weight @ here[g] for g in range(2)], axis=0)
+        np.testing.assert_allclose(averaged, weight, atol=1e-6)
+
+
+def test_group_of_gridlife_is_that_of_the_square() -> None:
+    env, symmetries = declared("GridLife-v0")
+    group = Group(symmetries, spaces.flatdim(env.observation_space), 5, counted=True)
+    assert len(group) == 8
+    # Each row and column of a group's table has each element once; the square's has five of order 2.
+    assert (np.sort(group.products, axis=1) == np.arange(8)).all()
+    assert (np.sort(group.products, axis=0) == np.arange(8)[:, None]).all()
+    assert (np.diag(group.products) == 0).sum() == 6
+    assert not np.array_equal(group.products, group.products.T)
+
+
+def test_what_makes_no_group() -> None:
+    quarter = Symmetry(columns=[1, 0], flip=[0], action=[0, 1])
+    with pytest.raises(ValueError, match="declare their products"):
+        Group([quarter], 2, 2, counted=True)
+    with pytest.raises(ValueError, match="name each once"):
+        Group([MIRROR, MIRROR], 4, 2, counted=True)
+    with pytest.raises(ValueError, match="these actions are counted"):
+        Group([Symmetry(action_flip=[0])], 4, 2, counted=True)
+
+
+def test_bad_policies() -> None:
+    with pytest.raises(ValueError, match=r"net_arch=\[15\].*multiple of 2"):
+        cart(net_arch=[15])
+    with pytest.raises(ValueError, match="at least one layer"):
+        cart(net_arch=[])
+    with pytest.raises(ValueError, match="declares no symmetries"):
+        cart(symmetries="CartPole-v1")
+    with pytest.raises(ValueError, match="must be an order of"):
+        cart(symmetries=[Symmetry(columns=[0, 1])])
+    with pytest.raises(ValueError, match="Discrete and Box"):
+        PPO(
+            EquivariantPolicy,
+            make_vec_env(lambda: gym.wrappers.TransformAction(gym.make("CartPole-v1"), _first, spaces.MultiBinary(1))),
+            policy_kwargs={"symmetries": [MIRROR]},
+        )
+    with pytest.raises(ValueError, match="use_sde"):
+        PPO(EquivariantPolicy, "Pendulum-v1", use_sde=True, policy_kwargs={"symmetries": [Symmetry(flip=[1, 2])]})
+
+
+def _first(action: NDArray[np.int8]) -> int:
+    return int(action[0])
+
+
+def test_a_mirrored_pendulum() -> None:
+    mirror = Symmetry(flip=[1, 2], action_flip=[0])
+    model = PPO(EquivariantPolicy, "Pendulum-v1", policy_kwargs={"symmetries": [mirror]}, seed=0)
+    up = np.array([[1.0, 0.0, 0.0]], dtype=np.float32)
+    action, _ = model.predict(up, deterministic=True)
+    assert action == pytest.approx(0.0, abs=1e-7)
