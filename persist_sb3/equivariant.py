@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy, MaskableMultiInputActorCriticPolicy
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
@@ -30,11 +29,12 @@ __all__ = [
 ]
 
 
-def symmetries_of(declared: str | Iterable[Symmetry]) -> Sequence[Symmetry]:
+def symmetries_of(declared: str | Iterable[Symmetry], space: spaces.Space[Any]) -> Sequence[Symmetry]:
     """
     :param declared: symmetries, or the id of a registered environment that declares them
+    :param space: of the observations that they are of
     :return: the symmetries
-    :raises ValueError: if that environment declares none
+    :raises ValueError: if that environment declares none, or has other observations
     """
     if not isinstance(declared, str):
         return list(declared)
@@ -45,6 +45,11 @@ def symmetries_of(declared: str | Iterable[Symmetry]) -> Sequence[Symmetry]:
         raise ValueError(
             f"symmetries={declared!r}: the environment of this id declares no symmetries; give a list of "
             "persist_sb3.symmetry.Symmetry"
+        )
+    if spaces.flatdim(env.observation_space) != spaces.flatdim(space):
+        raise ValueError(
+            f"symmetries={declared!r}: the policy sees {space}, and the environment of this id shows "
+            f"{env.observation_space}; a layer that adds to observations asks for a list of its own"
         )
     return found
 
@@ -104,6 +109,10 @@ class Equivariant:
         be equivariant
     """
 
+    mlp_extractor: Any
+    action_net: Any
+    value_net: Any
+
     def __init__(self, *args: Any, symmetries: str | Iterable[Symmetry], **kwargs: Any) -> None:
         self.symmetries = symmetries
         super().__init__(*args, **kwargs)
@@ -122,7 +131,7 @@ class Equivariant:
             )
         counted = isinstance(actions, spaces.Discrete)
         choices = int(actions.n) if isinstance(actions, spaces.Discrete) else int(np.prod(actions.shape))
-        self._group = Group(symmetries_of(self.symmetries), self.features_dim, choices, counted)
+        self._group = Group(symmetries_of(self.symmetries, space), self.features_dim, choices, counted)
         super()._build(lr_schedule)  # type: ignore[misc]
         fields_pi, fields_vf = (
             width // len(self._group) for width in (self.mlp_extractor.latent_dim_pi, self.mlp_extractor.latent_dim_vf)
@@ -134,13 +143,10 @@ class Equivariant:
     def _build_mlp_extractor(self: Any) -> None:
         self.mlp_extractor = EquivariantExtractor(self._group, self.net_arch, self.activation_fn).to(self.device)
 
-    def _get_action_dist_from_latent(self: Any, latent_pi: torch.Tensor) -> Distribution:
+    def _get_action_dist_from_latent(self: Any, latent_pi: torch.Tensor) -> Any:
         if isinstance(self.action_space, spaces.Discrete):
-            chosen: Distribution = super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
-            return chosen
-        spread = self.action_net.even(self.log_std)
-        drawn: Distribution = self.action_dist.proba_distribution(self.action_net(latent_pi), spread)
-        return drawn
+            return super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), self.action_net.even(self.log_std))
 
     def _get_constructor_parameters(self: Any) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "symmetries": self.symmetries}  # type: ignore[misc]

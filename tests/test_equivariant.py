@@ -46,7 +46,7 @@ def tensors(env: gym.Env[Any, Any], flat: NDArray[np.float32]) -> Any:
     space = env.observation_space
     if not isinstance(space, spaces.Dict):
         return torch.as_tensor(flat)
-    rows = [spaces.unflatten(space, row) for row in flat]
+    rows: list[Any] = [spaces.unflatten(space, row) for row in flat]
     return {key: torch.as_tensor(np.stack([row[key] for row in rows])) for key in space}
 
 
@@ -98,18 +98,17 @@ def test_box_actions_of_an_image() -> None:
 
 
 def test_it_stays_equivariant_as_it_learns_and_in_the_zip(tmp_path: Path) -> None:
-    model = PPO(
-        EquivariantPolicy, "CartPole-v1", n_steps=64, policy_kwargs={"symmetries": [MIRROR], **SMALL}, seed=0
-    )
+    model = PPO(EquivariantPolicy, "CartPole-v1", n_steps=64, policy_kwargs={"symmetries": [MIRROR], **SMALL}, seed=0)
     model.learn(256)
     model.save(tmp_path / "agent.zip")
     loaded = PPO.load(tmp_path / "agent.zip")
     flat = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    probabilities = model.policy.get_distribution(torch.as_tensor(flat)).distribution.probs.detach()
+    drawn: Any = model.policy.get_distribution(torch.as_tensor(flat)).distribution
+    probabilities = drawn.probs.detach()
     assert (probabilities[:, 0] - probabilities[:, 1]).abs().max() > 1e-3
     for policy in (model.policy, loaded.policy):
-        there = policy.get_distribution(torch.as_tensor(-flat)).distribution.probs.detach()
-        np.testing.assert_allclose(there[:, [1, 0]], probabilities, atol=1e-5)
+        there: Any = policy.get_distribution(torch.as_tensor(-flat)).distribution
+        np.testing.assert_allclose(there.probs.detach()[:, [1, 0]], probabilities, atol=1e-5)
 
 
 def test_weights_that_act_are_those_that_were_learned() -> None:
@@ -177,6 +176,8 @@ def test_bad_policies() -> None:
         cart(net_arch=[])
     with pytest.raises(ValueError, match="declares no symmetries"):
         cart(symmetries="CartPole-v1")
+    with pytest.raises(ValueError, match="adds to observations"):
+        cart(symmetries="GridLife-v0")
     with pytest.raises(ValueError, match="must be an order of"):
         cart(symmetries=[Symmetry(columns=[0, 1])])
     with pytest.raises(ValueError, match="Discrete and Box"):

@@ -1,7 +1,8 @@
-"""Linear maps that commute with a finite group of symmetries: what they say of an image is the image of what they say."""
+"""Linear maps that commute with a finite group of symmetries: of an image they say the image of what they say."""
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ class EquivariantLinear(nn.Module):
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kept": None}  # type: ignore[misc]
+        return {**super().__getstate__(), "_kept": None}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
@@ -240,7 +241,7 @@ class InvariantHead(nn.Module):
 
 
 def _spread(weight: torch.Tensor, columns: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    copies: torch.Tensor = _Spread.apply(weight, columns, back)  # type: ignore[no-untyped-call]
+    copies: torch.Tensor = _Spread.apply(weight, columns, back)
     return copies
 
 
@@ -266,6 +267,6 @@ def equivariant_body(group: Group, widths: Sequence[int], activation: type[nn.Mo
         )
     fields = [width // order for width in widths]
     layers: list[nn.Module] = [Lifting(group, fields[0]), activation()]
-    for before, after in zip(fields[:-1], fields[1:], strict=True):
+    for before, after in pairwise(fields):
         layers += [GroupConvolution(group, before, after), activation()]
     return nn.Sequential(*layers)

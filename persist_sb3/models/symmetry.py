@@ -30,7 +30,8 @@ class SymmetryGroup:
         o, d = spec.observation_dim, spec.internal_dim
         observation = [signed_permutation("columns", s.columns, "flip", s.flip, o) for s in everything]
         internal = [
-            signed_permutation("internal_columns", s.internal_columns, "internal_flip", s.internal_flip, d) for s in everything
+            signed_permutation("internal_columns", s.internal_columns, "internal_flip", s.internal_flip, d)
+            for s in everything
         ]
         self._columns = np.array(
             [[*ours, *(o + theirs)] for (ours, _), (theirs, _) in zip(observation, internal, strict=True)]
@@ -62,7 +63,11 @@ class SymmetryGroup:
         :param state: ``s = [o, x]``, ``(n, D)``
         :return: its image, ``(n, D)``
         """
-        turned: Floats = np.take_along_axis(state, self._columns[which], axis=1) * self._signs[which]
+        # Rows of the flat array: np.take_along_axis takes twice as long.
+        places = self._columns[which]
+        places += np.arange(0, state.size, state.shape[1])[:, None]
+        turned: Floats = np.take(state, places)
+        turned *= self._signs[which]
         return turned
 
     def action(self, which: NDArray[np.intp], action: NDArray[Any]) -> NDArray[Any]:
@@ -79,7 +84,9 @@ class SymmetryGroup:
         return image
 
 
-def signed_permutation(name: str, columns: Columns | None, flips: str, flip: Columns, size: int) -> tuple[NDArray[np.intp], Floats]:
+def signed_permutation(
+    name: str, columns: Columns | None, flips: str, flip: Columns, size: int
+) -> tuple[NDArray[np.intp], Floats]:
     """
     :param name: of the permutation, for messages
     :param columns: the permutation. Default: the identity
