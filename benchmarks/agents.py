@@ -12,12 +12,22 @@ from numpy.typing import NDArray
 from rliable import library, metrics
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from benchmarks.kept import kept
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord, survival_curve
 from persist_sb3.runs import Run
 from persist_sb3.wrappers.action_shield import ActionShieldLayer, VecActionShield
 
 ROOT = Path(__file__).resolve().parents[1]
+
+#: For ``train.py`` after its ``-params``: SB3's own networks in place of GridLife's equivariant ones, and the
+#: discounting that was chosen for them.
+PLAIN = [
+    "policy:'MultiInputPolicy'",
+    "policy_kwargs:dict(net_arch=[256, 256], activation_fn=nn.ReLU)",
+    "gamma:0.98",
+    "gae_lambda:0.9",
+]
 
 Records = list[EpisodeRecord]
 #: What is reported of an agent: from its test and its training episodes, and how it is written.
@@ -56,11 +66,17 @@ def train(env_id: str, algo: str, options: Sequence[str], seed: int, timesteps: 
 
 def evaluate_run(path: Path, episodes: int, *, shield: bool = True) -> Records:
     """
-    :param path: the run's folder
+    :param path: the run's folder, where the episodes are kept; if they are there already, none is played again
     :param episodes: how many
     :param shield: False lets every action pass
     :return: evaluation episodes on test layouts, the same ones for every run
     """
+    name = f"test-{episodes}.json" if shield else f"test-{episodes}-unshielded.json"
+    lines = kept(path / name, lambda: [record.to_json() for record in _play(path, episodes, shield)])
+    return [EpisodeRecord.from_json(line) for line in lines]
+
+
+def _play(path: Path, episodes: int, shield: bool) -> Records:
     run = Run(path)
     venv = run.make_env(20, split="test")
     model = run.load_model(venv, seed=0)

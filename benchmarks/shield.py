@@ -1,6 +1,7 @@
 """
-What the shield adds: agents on GridLife with the scent of food, trained with and without the shield, and with and
-without 20 demonstrations by the planner, all evaluated on layouts that they have not seen.
+What each part adds: agents on GridLife with the scent of food, trained with and without the homeostat, the shield, and
+demonstrations by the planner, all evaluated on layouts that they have not seen. Networks are equivariant, as shipped,
+and SB3's own where a condition says "plain" and for "task reward".
 
 Every agent is trained by ``train.py`` with the shipped hyperparameters. Agents that are there already are not trained
 again, so the benchmark can be interrupted::
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.agents import FIGURES, evaluate_run, intervals, train
+from benchmarks.agents import FIGURES, PLAIN, Records, evaluate_run, intervals, train
 from persist_sb3 import hyperparams, plots
 from persist_sb3.metrics import read_episodes
 
@@ -41,12 +42,14 @@ def conditions(demonstrations: Path) -> dict[str, tuple[str, list[str]]]:
     :param demonstrations: their file
     :return: algorithm, and what ``train.py`` is told, by name
     """
-    cloning = {CLONING: {"demonstrations": str(demonstrations), "augment": True, "gradient_steps": 3000}}
+    cloning = {CLONING: {"demonstrations": str(demonstrations)}}
     learning = {name: {**parameters, "demonstrations": str(demonstrations)} for name, parameters in VIABILITY.items()}
     # The critic is asked once it has seen harm, too, of which the demonstrations show none.
     patient = {name: {**parameters, "min_updates": 3000} for name, parameters in SHIELD.items()}
     return {
-        "task reward": ("ppo", BARE),
+        "task reward": ("ppo", [*BARE, *PLAIN]),
+        "task reward, equivariant": ("ppo", BARE),
+        "homeostat, plain": ("ppo", [*UNSHIELDED, *PLAIN]),
         "homeostat": ("ppo", UNSHIELDED),
         "shield": ("ppo", []),
         "shield, masks": ("ppo_mask", []),
@@ -74,6 +77,26 @@ def record(path: Path) -> Path:
     return path.resolve()
 
 
+def measure(
+    algo: str, options: list[str], seed: int, timesteps: int, episodes: int, folder: Path, name: str
+) -> tuple[Records, Records, Records]:
+    """
+    :param algo: rl-zoo3's name of the algorithm
+    :param options: what ``train.py`` is told
+    :param seed: of the run
+    :param timesteps: of the run
+    :param episodes: of each test
+    :param folder: of all runs
+    :param name: of the condition
+    :return: episodes of the training, of the test, and of the test without the shield
+    """
+    logs = folder / str(timesteps) / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
+    path = train(ENV, algo, options, seed, timesteps, logs)
+    test = evaluate_run(path, episodes)
+    bare = evaluate_run(path, episodes, shield=False) if "shield" in name else test
+    return read_episodes(path / "persist.jsonl"), test, bare
+
+
 def main() -> None:
     """Record and train what is missing, evaluate, and write the table and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,31 +114,16 @@ def main() -> None:
         parser.error(f"unknown conditions {sorted(unknown)}; there are {list(everything)}")
     chosen = {name: everything[name] for name in own.only or everything}
     work = [(name, seed) for seed in range(own.seeds) for name in chosen]
+    tests, bare, trainings = {}, {}, {}
     with Progress() as progress, ThreadPoolExecutor(own.jobs) as pool:
-        training = progress.add_task("training", total=len(work))
+        going = progress.add_task("training and testing", total=len(work))
         futures = [
-            pool.submit(
-                train,
-                ENV,
-                chosen[name][0],
-                chosen[name][1],
-                seed,
-                own.timesteps,
-                own.folder / str(own.timesteps) / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}",
-            )
+            pool.submit(measure, *chosen[name], seed, own.timesteps, own.episodes, own.folder, name)
             for name, seed in work
         ]
-        paths = []
-        for future in futures:
-            paths.append(future.result())
-            progress.advance(training)
-        evaluating = progress.add_task("evaluating", total=len(work))
-        tests, bare, trainings = {}, {}, {}
-        for (name, seed), path in zip(work, paths, strict=True):
-            tests[name, seed] = evaluate_run(path, own.episodes)
-            bare[name, seed] = evaluate_run(path, own.episodes, shield=False) if "shield" in name else tests[name, seed]
-            trainings[name, seed] = read_episodes(path / "persist.jsonl")
-            progress.advance(evaluating)
+        for key, future in zip(work, futures, strict=True):
+            trainings[key], tests[key], bare[key] = future.result()
+            progress.advance(going)
 
     table = Table(title=f"{ENV}, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]")
     table.add_column("")
