@@ -20,14 +20,8 @@ from persist_sb3.wrappers.action_shield import ActionShieldLayer, VecActionShiel
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: For ``train.py`` after its ``-params``: SB3's own networks in place of GridLife's equivariant ones, and the
-#: discounting that was chosen for them.
-PLAIN = [
-    "policy:'MultiInputPolicy'",
-    "policy_kwargs:dict(net_arch=[256, 256], activation_fn=nn.ReLU)",
-    "gamma:0.98",
-    "gae_lambda:0.9",
-]
+#: For ``train.py`` after its ``-params``: SB3's own networks, in place of GridLife's equivariant ones.
+PLAIN = ["policy:'MultiInputPolicy'", "policy_kwargs:dict(net_arch=[256, 256], activation_fn=nn.ReLU)"]
 
 Records = list[EpisodeRecord]
 #: What is reported of an agent: from its test and its training episodes, and how it is written.

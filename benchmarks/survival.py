@@ -1,7 +1,7 @@
 """
 Who stays alive: PPO on GridLife as shipped, with the homeostat and equivariant networks, against PPO with SB3's
-networks on the task reward alone; against each of the two parts without the other; and against five times the raw deviation
-reward on top of the task, which pays the agent to die.
+networks on the task reward alone; against each of the two parts without the other; and against five times the raw
+deviation reward on top of the task, which pays the agent to die.
 
 Every agent is trained by ``train.py`` with the hyperparameters in ``persist_sb3/hyperparams/ppo.yml``, and evaluated on
 layouts that it has not seen. Agents that are there already are not trained again, so the benchmark can be interrupted::
