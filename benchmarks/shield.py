@@ -3,6 +3,10 @@ What each part adds: agents on GridLife with the scent of food, trained with and
 demonstrations by the planner, all evaluated on layouts that they have not seen. Networks are equivariant, as shipped,
 and SB3's own where a condition says "plain" and for "task reward".
 
+Beside them stands what others do: a fixed price of dying ("death penalty"), one that is learned so that at most one in 20
+episodes ends in death ("PPO-Lagrangian"); and, as the ceiling of masking, MaskablePPO with the masks of a planner that
+knows the true dynamics ("oracle masks").
+
 Every agent is trained by ``train.py`` with the shipped hyperparameters. Agents that are there already are not trained
 again, so the benchmark can be interrupted::
 
@@ -34,6 +38,11 @@ INTERNAL, HOMEOSTAT, SHIELD = hyperparams.load("ppo")[ENV]["vec_env_wrapper"]
 METRICS, VIABILITY = hyperparams.load("ppo")[ENV]["callback"]
 CLONING = "persist_sb3.callbacks.BehaviourCloningCallback"
 BARE = ["-params", f"vec_env_wrapper:{[INTERNAL]}", f"callback:{[METRICS]}"]
+#: Price of dying, which is a single step: as much as the homeostat's.
+PENALTY = {"persist_sb3.wrappers.VecCostPenalty": {"weight": 20.0}}
+#: A multiplier that the price of dying is reached with after a third of 300k steps, if most episodes end in death.
+LAGRANGE = {"persist_sb3.callbacks.LagrangeCallback": {"target": 0.05, "ki": 0.5, "kp": 0.5, "maximum": 50.0}}
+ORACLE = "persist_sb3.envs.oracle.OracleMasks"
 UNSHIELDED = ["-params", f"vec_env_wrapper:{[INTERNAL, HOMEOSTAT]}", f"callback:{[METRICS]}"]
 
 
@@ -51,6 +60,19 @@ def conditions(demonstrations: Path) -> dict[str, tuple[str, list[str]]]:
         "task reward, equivariant": ("ppo", BARE),
         "homeostat, plain": ("ppo", [*UNSHIELDED, *PLAIN]),
         "homeostat": ("ppo", UNSHIELDED),
+        "death penalty": ("ppo", ["-params", f"vec_env_wrapper:{[INTERNAL, PENALTY]}", f"callback:{[METRICS]}"]),
+        "PPO-Lagrangian": (
+            "ppo",
+            [
+                "-params",
+                f"vec_env_wrapper:{[INTERNAL, 'persist_sb3.wrappers.VecCostPenalty']}",
+                f"callback:{[METRICS, LAGRANGE]}",
+            ],
+        ),
+        "oracle masks": (
+            "ppo_mask",
+            ["-params", f"vec_env_wrapper:{[INTERNAL, HOMEOSTAT, ORACLE]}", f"callback:{[METRICS]}"],
+        ),
         "shield": ("ppo", []),
         "shield, masks": ("ppo_mask", []),
         "homeostat, demonstrations": ("ppo", [*UNSHIELDED[:-1], f"callback:{[METRICS, cloning]}"]),
@@ -65,16 +87,14 @@ def conditions(demonstrations: Path) -> dict[str, tuple[str, list[str]]]:
     }
 
 
-def record(path: Path) -> Path:
+def record(path: Path) -> None:
     """
     :param path: where the demonstrations are to be
-    :return: the same
     """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "persist_sb3.demonstrate", "--env", ENV, "--episodes", str(EPISODES)]
         subprocess.run([*command, "--task-weight", "3", "--output", str(path)], check=True, stdout=subprocess.DEVNULL)
-    return path.resolve()
 
 
 def measure(
@@ -109,10 +129,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     own = parser.parse_args()
 
-    everything = conditions(record(own.folder / "demonstrations.npz"))
+    demonstrations = (own.folder / "demonstrations.npz").resolve()
+    everything = conditions(demonstrations)
     if own.only and (unknown := set(own.only) - set(everything)):
         parser.error(f"unknown conditions {sorted(unknown)}; there are {list(everything)}")
     chosen = {name: everything[name] for name in own.only or everything}
+    if any(name.endswith("demonstrations") for name in chosen):
+        record(demonstrations)
     work = [(name, seed) for seed in range(own.seeds) for name in chosen]
     tests, bare, trainings = {}, {}, {}
     with Progress() as progress, ThreadPoolExecutor(own.jobs) as pool:

@@ -1,5 +1,6 @@
 """What the learner sees, and what models learn from."""
 
+from persist_sb3.buffers.counter_examples import CounterExamples
 from persist_sb3.buffers.demonstrations import DemonstrationError, Demonstrations
 from persist_sb3.buffers.near_boundary import NearBoundaryBuffer
 from persist_sb3.buffers.recomputed import (
@@ -16,6 +17,7 @@ from persist_sb3.buffers.replay import (
 from persist_sb3.buffers.transitions import Sequences, Transitions, TransitionStore, concatenate
 
 __all__ = [
+    "CounterExamples",
     "DemonstrationError",
     "Demonstrations",
     "ExecutedActionDictReplayBuffer",

@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from persist_sb3.buffers import Demonstrations, Transitions
+from persist_sb3.buffers import CounterExamples, Demonstrations, NearBoundaryBuffer, Transitions
 from persist_sb3.callbacks.learning import LearningCallback
+from persist_sb3.models.objectives import ObjectiveName, make_objective
 from persist_sb3.models.spec import StateSpec
-from persist_sb3.models.viability import ViabilityCritic, reachability_target
+from persist_sb3.models.viability import ViabilityCritic
 
 
 class ViabilityCallback(LearningCallback):
     """
     Trains a :class:`~persist_sb3.models.viability.ViabilityCritic` off-policy on every executed action, whoever chose
-    it, by the discounted safety Bellman backup of Hamilton-Jacobi reachability, with a slowly following target
-    ensemble. Logs under ``persist/viability/``: ``loss``, ``value`` (mean over the batch).
+    it, by the discounted safety Bellman backup of Hamilton-Jacobi reachability (or another ``objective``), with a
+    slowly following target ensemble. Logs under ``persist/viability/``: ``loss``, ``value`` (mean over the batch).
 
     With demonstrations it is first trained on those, and then on a share of them in every batch. They show no harm, so
     let the shield wait (``min_updates``) until the critic has seen some.
@@ -28,6 +29,9 @@ class ViabilityCallback(LearningCallback):
     al., ICML 2018): it climbs the slowly following critics, and the backup smooths the value over a little noise on
     what its own slow follower does.
 
+    :param objective: what its values are: ``"reachability"``, or ``"classifier"``, whose values are no margins, so that
+        no curriculum can widen the constraints (see :mod:`~persist_sb3.models.objectives`)
+    :param objective_kwargs: parameters of :class:`~persist_sb3.models.objectives.Classifier`
     :param gamma: discount factor: the backup looks about ``1 / (1 - gamma)`` steps ahead
     :param tau: share by which the target moves toward the critic at each gradient step
     :param net_arch: sizes of the hidden layers
@@ -37,6 +41,13 @@ class ViabilityCallback(LearningCallback):
         <persist_sb3.buffers.Demonstrations.save>` that holds them
     :param demonstration_share: part of each batch that is drawn from them
     :param pretrain_steps: gradient steps on them before the first step of the agent
+    :param counter_examples: part of each batch before the first step that is drawn from outside the limits (see
+        :class:`~persist_sb3.buffers.CounterExamples`)
+    :param near_boundary: part of each batch that is drawn from transitions near the boundary, or of which the ensemble
+        disagrees most (see :class:`~persist_sb3.buffers.NearBoundaryBuffer`)
+    :param near_boundary_eps: scaled margin below which a state is near the boundary
+    :param disagreement_quantile: the ensemble disagrees about a transition if its values differ by more than this
+        quantile of recent ones; None asks only for what is near
     :param augment: learn each transition in one of its mirror images, drawn anew each time, by the symmetries that the
         environment declares (see :class:`~persist_sb3.symmetry.Symmetry`)
     :param buffer_size: transitions kept to learn from
@@ -58,6 +69,8 @@ class ViabilityCallback(LearningCallback):
 
     def __init__(
         self,
+        objective: ObjectiveName = "reachability",
+        objective_kwargs: Mapping[str, Any] | None = None,
         gamma: float = 0.95,
         tau: float = 0.01,
         net_arch: Sequence[int] = (128, 128),
@@ -66,6 +79,10 @@ class ViabilityCallback(LearningCallback):
         demonstrations: Demonstrations | str | os.PathLike[str] | None = None,
         demonstration_share: float = 0.25,
         pretrain_steps: int = 2000,
+        counter_examples: float = 0.0,
+        near_boundary: float = 0.0,
+        near_boundary_eps: float = 0.1,
+        disagreement_quantile: float | None = 0.95,
         augment: bool = False,
         buffer_size: int = 300_000,
         batch_size: int = 256,
@@ -90,6 +107,7 @@ class ViabilityCallback(LearningCallback):
             log_path,
             verbose,
         )
+        self.objective = make_objective(objective, objective_kwargs)
         if not 0.0 <= gamma < 1.0:
             raise ValueError(f"gamma={gamma} must be in [0, 1): the backup contracts only if it is below 1")
         if not 0.0 < tau <= 1.0:
@@ -100,6 +118,18 @@ class ViabilityCallback(LearningCallback):
             raise ValueError(f"demonstration_share={demonstration_share} must be in (0, 1)")
         if pretrain_steps < 0:
             raise ValueError(f"pretrain_steps={pretrain_steps} must not be negative")
+        if not 0.0 <= counter_examples < 1.0:
+            raise ValueError(f"counter_examples={counter_examples} must be in [0, 1)")
+        if not 0.0 <= near_boundary <= 1.0:
+            raise ValueError(f"near_boundary={near_boundary} must be in [0, 1]")
+        if not near_boundary_eps > 0.0:
+            raise ValueError(f"near_boundary_eps={near_boundary_eps} must be positive")
+        if disagreement_quantile is not None and not 0.0 < disagreement_quantile < 1.0:
+            raise ValueError(f"disagreement_quantile={disagreement_quantile} must be in (0, 1), or None")
+        self.counter_examples = counter_examples
+        self.near_boundary = near_boundary
+        self.near_boundary_eps = near_boundary_eps
+        self.disagreement_quantile = disagreement_quantile
         self.target_noise = target_noise
         self.demonstrations = demonstrations
         self.demonstration_share = demonstration_share
@@ -113,20 +143,54 @@ class ViabilityCallback(LearningCallback):
     def _on_training_start(self) -> None:
         super()._on_training_start()
         self._symmetries = self.symmetry_group(self.spec) if self.augment else None
+        self._near = self._watch_boundary() if self.near_boundary else None
         if self.demonstrations is None:
             return
         demonstrations = self.demonstrations
         if not isinstance(demonstrations, Demonstrations):
             demonstrations = Demonstrations.load(demonstrations, self.spec.viability)
         self.store.preload(demonstrations.transitions)
+        outside = CounterExamples(self.spec, self.lookup("internal_entries")) if self.counter_examples else None
         while self.updates < self.pretrain_steps:
-            self._update(self.store.sample(self.batch_size, self.generator, demonstration_share=1.0))
+            batch = self.store.sample(self.batch_size, self.generator, demonstration_share=1.0)
+            if outside is not None:
+                batch = outside.mixed(batch, self.counter_examples, self.generator)
+            self._update(batch)
             self.updates += 1
         self._publish()
 
+    def _watch_boundary(self) -> NearBoundaryBuffer:
+        quantile = self.disagreement_quantile
+        return NearBoundaryBuffer(
+            self.store,
+            self.spec.viability,
+            eps=self.near_boundary_eps,
+            share=self.near_boundary,
+            disagreement=None if quantile is None else self._disagreement,
+            quantile=quantile or 0.5,
+        )
+
+    def _disagreement(self, transitions: Transitions) -> NDArray[np.float32]:
+        """
+        :param transitions: ``(n, ...)``
+        :return: standard deviation over the ensemble of the values of what was executed, ``(n,)``
+        """
+        state = self.tensor(self.spec.encode(transitions.observation, transitions.internal))
+        with torch.no_grad():
+            values, chosen = self._values(state, transitions.executed_action)
+            executed = values[:, torch.arange(len(state), device=state.device), chosen, 0]
+        spread: NDArray[np.float32] = executed.std(dim=0, correction=0).cpu().numpy()
+        return spread
+
+    def _on_step(self) -> bool:
+        if self._near is not None:
+            self._near.add(self.store.read(self.locals))
+        return super()._on_step()
+
     def _sample(self) -> Transitions:
         share = 0.0 if self.demonstrations is None else self.demonstration_share
-        return self.store.sample(self.batch_size, self.generator, share)
+        source = self.store if self._near is None else self._near
+        return source.sample(self.batch_size, self.generator, share)
 
     def _make(self, spec: StateSpec) -> ViabilityCritic:
         return ViabilityCritic(spec, self.net_arch, self.members)
@@ -160,10 +224,10 @@ class ViabilityCallback(LearningCallback):
         terminal = torch.as_tensor(batch.terminated, device=state.device)
         self.learner.standardizer.update(state)
         with torch.no_grad():
-            target = reachability_target(margin, self._following(next_state), terminal[:, None], self.gamma)
+            following = self._following(next_state)
         values, chosen = self._values(state, executed)
         predicted = values[:, torch.arange(len(state), device=state.device), chosen]
-        loss = (predicted - target).square().mean(dim=(0, 1)).sum()
+        loss = self.objective(predicted, margin, following, terminal[:, None], self.gamma)
         if self.spec.continuous:
             # Nothing but the actor learns from this: the target's own parameters ask for no gradient.
             climbed = self.target(state, self.learner.safe_action(state))[:, :, 0, 0]

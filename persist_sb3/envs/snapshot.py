@@ -1,5 +1,6 @@
 """The complete state of GridLife's worlds, to be restored later."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -80,3 +81,19 @@ class Snapshot:
         """
         parts = (np.atleast_2d(part) for part in (self.heat, self.hazard, self.places, self.due == 0))
         return padded_maps(self.params, *parts)
+
+
+def join(worlds: Sequence[Snapshot]) -> Snapshot:
+    """
+    :param worlds: one world each, of the same parameters, at least one
+    :return: them as one batch
+    :raises ValueError: if their parameters differ
+    """
+    for world in worlds:
+        world.require_one().require(worlds[0].params)
+    arrays = {
+        field.name: np.stack([getattr(world, field.name) for world in worlds])
+        for field in fields(Snapshot)
+        if field.name != "params"
+    }
+    return Snapshot(params=worlds[0].params, **arrays)

@@ -7,6 +7,7 @@ from persist_sb3.envs.oracle.empowerment import (
     viable_empowerment,
 )
 from persist_sb3.envs.oracle.kernel import Bounds, ExactViability
+from persist_sb3.envs.oracle.masks import OracleMasks
 from persist_sb3.envs.oracle.planner import BeamPlanner, OraclePolicy
 from persist_sb3.envs.oracle.view import FullView
 
@@ -15,6 +16,7 @@ __all__ = [
     "Bounds",
     "ExactViability",
     "FullView",
+    "OracleMasks",
     "OraclePolicy",
     "blahut_arimoto",
     "empowerment",

@@ -7,7 +7,7 @@ import numpy as np
 
 from persist_sb3.envs.dynamics import ACTIONS, CONSTRAINTS, SETPOINT, GridLifeParams
 from persist_sb3.envs.interface import limits, make_viability
-from persist_sb3.envs.oracle.model import Floats, Foresight, Ints
+from persist_sb3.envs.oracle.model import Bools, Floats, Foresight, Ints
 from persist_sb3.envs.snapshot import Snapshot
 from persist_sb3.viability import ViabilitySet
 
@@ -74,20 +74,76 @@ class BeamPlanner:
         :return: the first action of the best plan in each, ``(n,)``; ``n`` is 1 for one world
         :raises ValueError: if its worlds have other parameters
         """
+        worlds = self._batch(snapshot)
+        foresight = Foresight(self.params, worlds.heat, worlds.hazard, worlds.places)
+        gone = ((worlds.due > 0) << np.arange(self.params.slots)).sum(axis=1, dtype=np.int64)
+        answer, _ = self._search(foresight, worlds.places, worlds.cell, worlds.internal.T, gone, worlds.step)
+        return answer
+
+    def safe_actions(self, snapshot: Snapshot) -> Bools:
+        """
+        The actions after which a way to go on is found that stays inside the limits for ``depth`` steps, and from whose
+        end the energy reaches the nearest food. Nobody slips in it, so this is no promise; and a beam may miss a way.
+
+        :param snapshot: of ``n`` worlds, or of one
+        :return: ``(n, 5)``; ``n`` is 1 for one world
+        :raises ValueError: if its worlds have other parameters
+        """
+        worlds = self._batch(snapshot)
+        n, branches = len(worlds), len(ACTIONS)
+        gone = ((worlds.due > 0) << np.arange(self.params.slots)).sum(axis=1, dtype=np.int64)
+        # The actions of a world become worlds of their own, one step later.
+        once = Foresight(self.params, worlds.heat, worlds.hazard, worlds.places).step(
+            worlds.cell[:, None], worlds.internal.T[:, :, None], gone[:, None], worlds.step[:, None] + 1
+        )
+        internal = once.internal.reshape(len(once.internal), -1)
+        inside = self._margin(internal[:, :, None]).min(axis=0)[:, 0] >= 0.0
+        row = np.repeat(np.arange(n), branches)[inside]
+        safe = np.zeros(n * branches, dtype=bool)
+        if len(row):
+            foresight = Foresight(self.params, worlds.heat[row], worlds.hazard[row], worlds.places[row])
+            _, safe[inside] = self._search(
+                foresight,
+                worlds.places[row],
+                once.cell.ravel()[inside],
+                internal[:, inside],
+                once.gone.ravel()[inside],
+                worlds.step[row] + 1,
+            )
+        return safe.reshape(n, branches)
+
+    def _batch(self, snapshot: Snapshot) -> Snapshot:
         snapshot.require(self.params)
-        if not snapshot.cell.ndim:
-            snapshot = snapshot[None]
-        n, branches = len(snapshot), len(ACTIONS)
-        foresight = Foresight(self.params, snapshot.heat, snapshot.hazard, snapshot.places)
-        to_food = self._distance[snapshot.places[:, : self.params.food].T]
-        cell, internal = snapshot.cell[:, None], snapshot.internal.T[:, :, None]
-        gone = ((snapshot.due > 0) << np.arange(self.params.slots)).sum(axis=1, dtype=np.int64)[:, None]
+        return snapshot if snapshot.cell.ndim else snapshot[None]
+
+    def _margin(self, internal: Floats) -> Floats:
+        """How far inside its nearer limit each variable is, ``(3, n, k)``."""
+        margin: Floats = np.minimum(internal - self._low, self._high - internal)
+        return margin
+
+    def _search(
+        self, foresight: Foresight, places: Ints, cell: Ints, internal: Floats, gone: Ints, step: Ints
+    ) -> tuple[Ints, Bools]:
+        """
+        :param foresight: what becomes of ``n`` worlds
+        :param places: tiles of their food and items, ``(n, food + items)``
+        :param cell: the agent's tiles, ``(n,)``
+        :param internal: internal variables, ``(3, n)``
+        :param gone: slots whose food or item is not there, as bits, ``(n,)``
+        :param step: steps of the episodes so far, ``(n,)``
+        :return: the first action of the best plan, ``(n,)``; and whether a plan stays inside, and has the energy for
+            the way from its end to the nearest food, ``(n,)``
+        """
+        n, branches = len(cell), len(ACTIONS)
+        to_food = self._distance[places[:, : self.params.food].T]
+        cell, internal, gone = cell[:, None], internal[:, :, None], gone[:, None]
         score = np.zeros((n, 1))
         first = np.tile(np.arange(branches), (n, 1))
         answer = np.zeros(n, dtype=np.int64)
+        hopeful = np.zeros(n, dtype=bool)
         for depth in range(self.depth):
-            future = foresight.step(cell, internal, gone, snapshot.step[:, None] + depth + 1)
-            margin = np.minimum(future.internal - self._low, self._high - future.internal)
+            future = foresight.step(cell, internal, gone, step[:, None] + depth + 1)
+            margin = self._margin(future.internal)
             inside = (margin >= 0.0).all(axis=0)
             way = self._nearest(to_food, future.cell, future.gone) * (self.params.energy_decay + self.params.move_cost)
             energy, temp, integrity = margin
@@ -97,6 +153,8 @@ class BeamPlanner:
             value = np.where(inside, score + END_WEIGHT * (_log(energy - way) + others), -np.inf)
             if depth:
                 first = first.repeat(branches, axis=1)
+            if depth == self.depth - 1:
+                hopeful = (np.isfinite(value) & (energy >= way)).any(axis=1)
 
             kept = self._best(value, future.cell)
             cell, gone, first, score, value = (
@@ -106,7 +164,7 @@ class BeamPlanner:
             score[np.isneginf(value)] = -np.inf
             lives = np.isfinite(value[:, -1])
             answer[lives] = first[lives, -1]
-        return answer
+        return answer, hopeful
 
     def _nearest(self, to_food: Ints, cell: Ints, gone: Ints) -> Ints:
         """Steps to the nearest food that is there, 0 where there is none, ``(n, k)``."""
