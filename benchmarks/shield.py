@@ -3,9 +3,9 @@ What each part adds: agents on GridLife with the scent of food, trained with and
 demonstrations by the planner, all evaluated on layouts that they have not seen. Networks are equivariant, as shipped,
 and SB3's own where a condition says "plain" and for "task reward".
 
-Beside them stands what others do: a fixed price of dying ("death penalty"), one that is learned so that at most one in 20
-episodes ends in death ("PPO-Lagrangian"); and, as the ceiling of masking, MaskablePPO with the masks of a planner that
-knows the true dynamics ("oracle masks").
+Beside them stands what others do: a fixed price of dying ("death penalty"), one that is learned so that at most one in
+20 episodes ends in death ("PPO-Lagrangian"); and, as the ceiling of masking, MaskablePPO with the masks of a planner
+that knows the true dynamics ("oracle masks").
 
 Every agent is trained by ``train.py`` with the shipped hyperparameters. Agents that are there already are not trained
 again, so the benchmark can be interrupted::
