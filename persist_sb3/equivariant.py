@@ -1,5 +1,5 @@
 """
-Policies that know the symmetries of their environment: for PPO, A2C and MaskablePPO.
+Policies that know the symmetries of their environment: for PPO, A2C, TRPO, MaskablePPO and SAC.
 
 What such a policy does in the mirror image of a state is the mirror image of what it does in the state, exactly and
 from the first step on, and its value is the same. What it learns in one state it has learned in all images (van der
@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy, MaskableMultiInputActorCriticPolicy
-from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, ContinuousCritic, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.sac.policies import Actor, SACPolicy
+from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
 from torch import nn
 
 from persist_sb3.models.equivariant import ChoiceHead, Group, InvariantHead, equivariant_body
@@ -26,7 +29,13 @@ __all__ = [
     "EquivariantMaskablePolicy",
     "EquivariantMultiInputPolicy",
     "EquivariantPolicy",
+    "EquivariantSACMultiInputPolicy",
+    "EquivariantSACPolicy",
 ]
+
+#: The gain at which weights have the variance of ``torch.nn.Linear``'s.
+LINEAR = 3.0**-0.5
+NO_SDE = "use_sde=True: state-dependent exploration is not equivariant; use use_sde=False"
 
 
 def symmetries_of(declared: str | Iterable[Symmetry], space: spaces.Space[Any]) -> Sequence[Symmetry]:
@@ -52,6 +61,30 @@ def symmetries_of(declared: str | Iterable[Symmetry], space: spaces.Space[Any]) 
             f"{env.observation_space}; a layer that adds to observations asks for a list of its own"
         )
     return found
+
+
+def group_of(
+    declared: str | Iterable[Symmetry], space: spaces.Space[Any], actions: spaces.Space[Any], extractor: nn.Module
+) -> Group:
+    """
+    :param declared: symmetries, or the id of a registered environment that declares them
+    :param space: of the observations
+    :param actions: their space
+    :param extractor: SB3's features extractor
+    :return: their group
+    :raises ValueError: if the symmetries are none of these observations and actions, or no group
+    """
+    if not isinstance(actions, spaces.Discrete | spaces.Box):
+        raise ValueError(f"an equivariant policy is for Discrete and Box actions, and these are {actions}")
+    size = spaces.flatdim(space)
+    features = getattr(extractor, "features_dim", size)
+    if features != size:
+        raise ValueError(
+            f"{type(extractor).__name__} makes {features} features of {space}, which has {size} entries: symmetries "
+            "are those of flat observations, so the features extractor may only flatten"
+        )
+    choices = int(actions.n) if isinstance(actions, spaces.Discrete) else int(np.prod(actions.shape))
+    return Group(symmetries_of(declared, space), size, choices, isinstance(actions, spaces.Discrete))
 
 
 class EquivariantExtractor(nn.Module):
@@ -118,20 +151,9 @@ class Equivariant:
         super().__init__(*args, **kwargs)
 
     def _build(self: Any, lr_schedule: Schedule) -> None:
-        space, actions = self.observation_space, self.action_space
         if getattr(self, "use_sde", False):  # MaskablePPO knows none
-            raise ValueError("use_sde=True: state-dependent exploration is not equivariant; use use_sde=False")
-        if not isinstance(actions, spaces.Discrete | spaces.Box):
-            raise ValueError(f"an equivariant policy is for Discrete and Box actions, and these are {actions}")
-        if self.features_dim != spaces.flatdim(space):
-            raise ValueError(
-                f"{type(self.features_extractor).__name__} makes {self.features_dim} features of {space}, which has "
-                f"{spaces.flatdim(space)} entries: symmetries are those of flat observations, so the features "
-                "extractor may only flatten"
-            )
-        counted = isinstance(actions, spaces.Discrete)
-        choices = int(actions.n) if isinstance(actions, spaces.Discrete) else int(np.prod(actions.shape))
-        self._group = Group(symmetries_of(self.symmetries, space), self.features_dim, choices, counted)
+            raise ValueError(NO_SDE)
+        self._group = group_of(self.symmetries, self.observation_space, self.action_space, self.features_extractor)
         super()._build(lr_schedule)  # type: ignore[misc]
         fields_pi, fields_vf = (
             width // len(self._group) for width in (self.mlp_extractor.latent_dim_pi, self.mlp_extractor.latent_dim_vf)
@@ -166,3 +188,77 @@ class EquivariantMaskablePolicy(Equivariant, MaskableActorCriticPolicy):
 
 class EquivariantMaskableMultiInputPolicy(Equivariant, MaskableMultiInputActorCriticPolicy):
     """:class:`Equivariant` for MaskablePPO on Dict observations."""
+
+
+class EquivariantActor(Actor):
+    """
+    SAC's actor, of layers that commute with the environment's symmetries.
+
+    :param group: of the environment
+    :param kwargs: of SB3's actor
+    :raises ValueError: if ``use_sde`` is asked for, or a layer cannot be equivariant
+    """
+
+    def __init__(self, group: Group, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.use_sde:
+            raise ValueError(NO_SDE)
+        self.latent_pi = equivariant_body(group, self.net_arch, self.activation_fn)
+        fields = self.net_arch[-1] // len(group)
+        self.mu: nn.Module = ChoiceHead(group, fields, LINEAR)
+        self.log_std: Any = ChoiceHead(group, fields, LINEAR, signed=False)
+
+
+class EquivariantCritic(ContinuousCritic):
+    """
+    SAC's critics, of layers that do not notice the environment's symmetries.
+
+    :param group: of the environment
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: between them
+    :param kwargs: of SB3's critic
+    """
+
+    def __init__(self, group: Group, net_arch: list[int], activation_fn: type[nn.Module], **kwargs: Any) -> None:
+        super().__init__(net_arch=net_arch, activation_fn=activation_fn, **kwargs)
+        both, fields = group.of_both(), net_arch[-1] // len(group)
+        for index in range(self.n_critics):
+            critic = nn.Sequential(equivariant_body(both, net_arch, activation_fn), InvariantHead(both, fields))
+            self.q_networks[index] = critic
+            setattr(self, f"qf{index}", critic)
+
+
+class EquivariantOffPolicy:
+    """
+    :class:`Equivariant` for SAC.
+
+    :param symmetries: see :class:`Equivariant`
+    :param kwargs: of the policy
+    :raises ValueError: as :class:`Equivariant`
+    """
+
+    def __init__(self, *args: Any, symmetries: str | Iterable[Symmetry], **kwargs: Any) -> None:
+        self.symmetries = symmetries
+        super().__init__(*args, **kwargs)
+
+    def _with_group(self: Any, kwargs: dict[str, Any], extractor: nn.Module | None) -> dict[str, Any]:
+        kwargs = self._update_features_extractor(kwargs, extractor)
+        group = group_of(self.symmetries, self.observation_space, self.action_space, kwargs["features_extractor"])
+        return {**kwargs, "group": group}
+
+    def make_actor(self: Any, features_extractor: BaseFeaturesExtractor | None = None) -> EquivariantActor:
+        return EquivariantActor(**self._with_group(self.actor_kwargs, features_extractor)).to(self.device)
+
+    def make_critic(self: Any, features_extractor: BaseFeaturesExtractor | None = None) -> EquivariantCritic:
+        return EquivariantCritic(**self._with_group(self.critic_kwargs, features_extractor)).to(self.device)
+
+    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "symmetries": self.symmetries}  # type: ignore[misc]
+
+
+class EquivariantSACPolicy(EquivariantOffPolicy, SACPolicy):
+    """:class:`EquivariantOffPolicy` for flat observations."""
+
+
+class EquivariantSACMultiInputPolicy(EquivariantOffPolicy, SACMultiInputPolicy):
+    """:class:`EquivariantOffPolicy` for Dict observations."""

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 
 import persist_sb3  # noqa: F401  registers GridLife
@@ -18,6 +18,8 @@ from persist_sb3.equivariant import (
     EquivariantMaskableMultiInputPolicy,
     EquivariantMultiInputPolicy,
     EquivariantPolicy,
+    EquivariantSACMultiInputPolicy,
+    EquivariantSACPolicy,
 )
 from persist_sb3.models.equivariant import ChoiceHead, Group, GroupConvolution, Lifting, _Spread
 from persist_sb3.symmetry import Symmetry
@@ -95,6 +97,54 @@ def test_box_actions_of_an_image() -> None:
         # Quarter turns exchange the two axes, which so have one deviation.
         np.testing.assert_allclose(there.stddev.detach(), drawn.stddev.detach())
     assert float(drawn.stddev[0, 0].detach()) == pytest.approx(float(drawn.stddev[0, 1].detach()))
+
+
+def test_what_sac_does_and_values_in_an_image() -> None:
+    env, symmetries = declared("GridLifeContinuousScent-v0")
+    model = SAC(
+        EquivariantSACMultiInputPolicy,
+        env,
+        buffer_size=100,
+        policy_kwargs={"symmetries": "GridLifeContinuousScent-v0", **SMALL},
+        seed=0,
+    )
+    flat = np.random.default_rng(0).normal(size=(5, spaces.flatdim(env.observation_space))).astype(np.float32)
+    action = np.random.default_rng(1).uniform(-1.0, 1.0, size=(5, 2)).astype(np.float32)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.normal_(std=0.3)
+        mean, log_std, _ = model.actor.get_action_dist_params(tensors(env, flat))
+        values = model.critic(tensors(env, flat), torch.as_tensor(action))
+        assert mean.std() > 0.1 and values[0].std() > 0.1
+        for symmetry in symmetries:
+            other = tensors(env, image(symmetry, flat))
+            signs = np.ones(2, dtype=np.float32)
+            signs[np.asarray(symmetry.action_flip, dtype=int)] = -1.0
+            there = model.actor.get_action_dist_params(other)
+            np.testing.assert_allclose(there[0], mean[:, symmetry.action] * signs, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(there[1], log_std[:, symmetry.action], rtol=1e-3, atol=1e-3)
+            for expected, value in zip(
+                values, model.critic(other, torch.as_tensor(action[:, symmetry.action] * signs)), strict=True
+            ):
+                np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_sac_learns_with_it_and_saves_it(tmp_path: Path) -> None:
+    mirror = Symmetry(flip=[1, 2], action_flip=[0])
+    model = SAC(
+        EquivariantSACPolicy, "Pendulum-v1", learning_starts=20, policy_kwargs={"symmetries": [mirror], **SMALL}, seed=0
+    )
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    model.learn(60)
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.policy.parameters(), strict=True))
+    model.save(tmp_path / "agent.zip")
+    seen = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    action, _ = model.predict(seen, deterministic=True)
+    loaded = SAC.load(tmp_path / "agent.zip")
+    np.testing.assert_allclose(loaded.predict(seen, deterministic=True)[0], action)
+    np.testing.assert_allclose(loaded.predict(seen * [1.0, -1.0, -1.0], deterministic=True)[0], -action, atol=1e-5)
+    with pytest.raises(ValueError, match="use_sde"):
+        SAC(EquivariantSACPolicy, "Pendulum-v1", use_sde=True, policy_kwargs={"symmetries": [mirror]})
 
 
 def test_it_stays_equivariant_as_it_learns_and_in_the_zip(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Linear maps that commute with a finite group of symmetries: of an image they say the image of what they say."""
 
+import copy
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -45,10 +46,21 @@ class Group:
         """Number of elements."""
         return len(self.columns)
 
+    def of_both(self) -> "Group":
+        """
+        :return: the same group, acting on the vector followed by what is chosen, ``D + A`` entries, which is what a
+            critic of Box actions sees
+        """
+        both = copy.copy(self)
+        size = self.columns.shape[1]
+        both.columns = np.concatenate([self.columns, size + self.choice_columns], axis=1)
+        both.signs = np.concatenate([self.signs, self.choice_signs], axis=1)
+        return both
+
     def _find_products(self) -> None:
         """Make the tables of products and inverses."""
-        both = np.concatenate([self.columns, self.columns.shape[1] + self.choice_columns], axis=1)
-        signs = np.concatenate([self.signs, self.choice_signs], axis=1)
+        everything = self.of_both()
+        both, signs = everything.columns, everything.signs
         known = {(order.tobytes(), sign.tobytes()): g for g, (order, sign) in enumerate(zip(both, signs, strict=True))}
         if len(known) < len(self):
             raise ValueError("the symmetries are not all different, or one of them is the identity: name each once")
@@ -192,17 +204,19 @@ class ChoiceHead(EquivariantLinear):
     :param group: acts on it
     :param inputs: number of fields, ``k``
     :param gain: see :class:`EquivariantLinear`
+    :param signed: whether what comes out is negated with the entries of the action, as a mean is and a deviation is not
     """
 
     columns: torch.Tensor
     back: torch.Tensor
     signs: torch.Tensor
 
-    def __init__(self, group: Group, inputs: int, gain: float) -> None:
+    def __init__(self, group: Group, inputs: int, gain: float, signed: bool = True) -> None:
         choices = group.choice_columns.shape[1]
         super().__init__(inputs * len(group), (inputs, choices), choices, gain)
         _remember(self, columns=group.choice_columns, back=np.argsort(group.choice_columns, axis=1))
-        self.register_buffer("signs", torch.as_tensor(group.choice_signs, dtype=torch.float32), persistent=False)
+        signs = group.choice_signs if signed else np.ones_like(group.choice_signs)
+        self.register_buffer("signs", torch.as_tensor(signs, dtype=torch.float32), persistent=False)
 
     def spread(self) -> tuple[torch.Tensor, torch.Tensor]:
         weight = _spread(self.weight, self.columns, self.back) * self.signs
