@@ -1,4 +1,4 @@
-# make demo    trains an agent on GridLife with and without the layers, and shows which one stays alive
+# make demo    trains an agent on GridLife with SB3 alone and as shipped, and shows which one stays alive
 # make test    runs the tests
 # make docs    builds the documentation in docs/_build (Python 3.11 or newer)
 # Each first makes .venv and installs the package there, with the versions in constraints.txt.
@@ -31,7 +31,8 @@ RUNS := logs/demo-$(shell date +%Y%m%d-%H%M%S)
 TRAIN := $(BIN)/python train.py --algo ppo --env GridLife-v0 --seed 1 --eval-freq -1 --verbose 0 --progress
 
 demo: install
-	$(TRAIN) -f $(RUNS)/without -params "vec_env_wrapper:[]"
+	$(TRAIN) -f $(RUNS)/without -params "vec_env_wrapper:[]" "policy:'MultiInputPolicy'" \
+		"policy_kwargs:dict(net_arch=[256, 256], activation_fn=nn.ReLU)"
 	$(TRAIN) -f $(RUNS)/with
 	$(BIN)/python -m persist_sb3.report $(RUNS)/with/ppo/GridLife-v0_1 $(RUNS)/without/ppo/GridLife-v0_1 \
 		--labels persist-sb3 "task reward only" --stochastic --output $(RUNS)/report
