@@ -1,7 +1,7 @@
 """
 What symmetry adds to demonstrations: policies cloned from 20 episodes of the planner on GridLife with the scent of
-food, from these alone, from their images under the world's eight symmetries, too, and into networks that are equivariant
-to them; on layouts that they have not seen. They take no further step of learning, and have no shield::
+food, from these alone, from their images under the world's eight symmetries, too, and into networks that are
+equivariant to them; on layouts that they have not seen. They take no further step of learning, and have no shield::
 
     python -m benchmarks.mirror_images             # 3 seeds, 100 test episodes a policy; about 7 minutes of CPU
 """
