@@ -163,7 +163,9 @@ def _base_entry(persist: PersistConfig) -> dict[str, Any]:
         )
     shipped = hyperparams.load(persist.algo)
     if persist.env_id in shipped:
-        return shipped[persist.env_id]
+        with gym.make(persist.env_id) as env, persist.make_env() as seen:
+            same = env.observation_space == seen.observation_space and env.action_space == seen.action_space
+        return shipped[persist.env_id] if same else hyperparams.without_symmetry(shipped[persist.env_id])
     entry = shipped["default"]
     with gym.make(persist.env_id, **persist.env_kwargs) as env:
         if isinstance(env.observation_space, spaces.Dict):

@@ -125,3 +125,17 @@ def test_every_entry_trains(algo: str, env_id: str, tmp_path: Path) -> None:
     manager.learn(model)
     manager.save_trained_model(model)
     assert model.num_timesteps >= 64
+
+
+@pytest.mark.parametrize(("algo", "env_id"), [("ppo", "GridLife-v0"), ("sac", "GridLifeContinuous-v0")])
+def test_an_entry_without_symmetry_differs_by_the_networks_alone(algo: str, env_id: str) -> None:
+    shipped = hyperparams.load(algo)[env_id]
+    plain = hyperparams.without_symmetry(shipped)
+    assert plain["policy"] == "MultiInputPolicy"
+    assert "symmetries" in str(shipped["policy_kwargs"])
+    assert "symmetries" not in str(plain["policy_kwargs"])
+    assert "net_arch" in str(plain["policy_kwargs"])
+    assert {key: value for key, value in plain.items() if not key.startswith("policy")} == {
+        key: value for key, value in shipped.items() if not key.startswith("policy")
+    }
+    assert hyperparams.without_symmetry(plain) == plain

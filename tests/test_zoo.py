@@ -154,6 +154,22 @@ def test_persist_file_in_subprocesses(tmp_path: Path) -> None:
     assert evaluated.max() <= 24
 
 
+def test_persist_file_whose_layers_add_to_what_the_policy_sees(tmp_path: Path) -> None:
+    (tmp_path / "hidden.yml").write_text(
+        "env: {name: GridLife-v0}\n"
+        "internal_state:\n"
+        "  dims: [energy, temp, integrity]\n"
+        "  mu: [0.7, 0.5, 0.9]\n"
+        "  hidden: [energy]\n"
+        "  belief: gru\n"
+        "viability: {constraints: ['energy >= 0.2', 'temp in [0.3, 0.7]', 'integrity >= 0.6']}\n"
+        "train: {algo: PPO}\n"
+    )
+    run(tmp_path, *TRAIN, "--persist", "hidden.yml", "-n", "400", "--eval-freq", "-1", *COMMON)
+    model = PPO.load(tmp_path / "logs" / "ppo" / "GridLife-v0_1" / "GridLife-v0.zip", device="cpu")
+    assert type(model.policy).__name__ == "MultiInputActorCriticPolicy"
+
+
 def test_persist_file_for_an_environment_without_shipped_hyperparameters(tmp_path: Path) -> None:
     (tmp_path / "car.yml").write_text(
         """

@@ -3,6 +3,7 @@ rl-zoo3's hyperparameters with the layers written out: one ``.yml`` an algorithm
 ``-conf persist_sb3.hyperparams.ppo`` finds it where the package is installed.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,18 @@ def load(algo: str) -> dict[str, dict[str, Any]]:
         ``"default"``, for any other environment, have no layers
     """
     return yaml.safe_load((FOLDER / f"{algo}.yml").read_text(encoding="utf-8"))
+
+
+def without_symmetry(entry: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param entry: hyperparameters of an environment
+    :return: the same with SB3's own networks, if its policy is equivariant: for observations or actions that are not
+        those of the environment as it is registered
+    """
+    policy, kwargs = entry.get("policy", ""), entry.get("policy_kwargs")
+    if not policy.startswith("persist_sb3.equivariant."):
+        return entry
+    plain = re.sub(r",\s*symmetries='[^']*'", "", kwargs) if isinstance(kwargs, str) else {**(kwargs or {})}
+    if isinstance(plain, dict):
+        plain.pop("symmetries", None)
+    return {**entry, "policy": "MultiInputPolicy" if "MultiInput" in policy else "MlpPolicy", "policy_kwargs": plain}
