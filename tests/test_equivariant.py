@@ -161,17 +161,28 @@ def test_it_stays_equivariant_as_it_learns_and_in_the_zip(tmp_path: Path) -> Non
         np.testing.assert_allclose(there.probs.detach()[:, [1, 0]], probabilities, atol=1e-5)
 
 
-def test_weights_that_act_are_those_that_were_learned() -> None:
-    model = cart()
+@pytest.mark.parametrize("how", ["in place", "behind the version", "fused", "loaded"])
+def test_weights_that_act_are_those_that_were_learned(how: str) -> None:
+    policy = cart().policy
     seen = torch.ones(1, 4)
     with torch.no_grad():
-        before = model.policy.predict_values(seen)
-        model.policy.load_state_dict(cart(ortho_init=False).policy.state_dict())
-        for parameter in model.policy.parameters():
-            parameter.mul_(2.0)
-        after = model.policy.predict_values(seen)
+        before = policy.predict_values(seen)
+    parameters = list(policy.parameters())
+    if how == "fused":
+        optimizer = torch.optim.Adam(parameters, lr=0.1, fused=True)
+        policy.predict_values(seen).sum().backward()
+        optimizer.step()
+    elif how == "loaded":
+        policy.load_state_dict({key: 2.0 * value for key, value in policy.state_dict().items()})
+    else:
+        with torch.no_grad():
+            for parameter in parameters:
+                # SB3's target networks follow in this way.
+                (parameter if how == "in place" else parameter.data).mul_(2.0)
+    with torch.no_grad():
+        after = policy.predict_values(seen)
     assert not torch.equal(before, after)
-    np.testing.assert_allclose(after, model.policy.predict_values(seen).detach())
+    np.testing.assert_allclose(after, policy.predict_values(seen).detach(), rtol=1e-6)
 
 
 def test_spread_weights_have_the_gradient_of_indexing() -> None:

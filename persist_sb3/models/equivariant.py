@@ -124,7 +124,7 @@ class EquivariantLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(*shared) * (gain / math.sqrt(fan_in)))
         self.bias = nn.Parameter(torch.zeros(biases))
-        self._kept: tuple[tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
+        self._kept: tuple[torch.Tensor, ...] | None = None
 
     def spread(self) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -142,11 +142,12 @@ class EquivariantLinear(nn.Module):
         """
         if torch.is_grad_enabled():
             return nn.functional.linear(x, *self.spread())
-        # Acting, one batch after the other meets the same weights.
-        now = tuple(number for p in (self.weight, self.bias) for number in (p.data_ptr(), p._version))
-        if self._kept is None or self._kept[0] != now:
-            self._kept = (now, *self.spread())
-        return nn.functional.linear(x, *self._kept[1:])
+        # Acting, one batch after the other meets the same weights. They are compared and not their versions, which fused
+        # optimisers and averages of weights leave as they are.
+        kept = self._kept
+        if kept is None or not (torch.equal(kept[0], self.weight) and torch.equal(kept[1], self.bias)):
+            self._kept = kept = (self.weight.clone(), self.bias.clone(), *self.spread())
+        return nn.functional.linear(x, *kept[2:])
 
 
 class Lifting(EquivariantLinear):
