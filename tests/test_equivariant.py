@@ -121,7 +121,7 @@ def test_what_sac_does_and_values_in_an_image() -> None:
             signs = np.ones(2, dtype=np.float32)
             signs[np.asarray(symmetry.action_flip, dtype=int)] = -1.0
             there = model.actor.get_action_dist_params(other)
-            np.testing.assert_allclose(there[0], mean[:, symmetry.action] * signs, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(there[0], mean.numpy()[:, symmetry.action] * signs, rtol=1e-3, atol=1e-3)
             np.testing.assert_allclose(there[1], log_std[:, symmetry.action], rtol=1e-3, atol=1e-3)
             for expected, value in zip(
                 values, model.critic(other, torch.as_tensor(action[:, symmetry.action] * signs)), strict=True

@@ -142,8 +142,8 @@ class EquivariantLinear(nn.Module):
         """
         if torch.is_grad_enabled():
             return nn.functional.linear(x, *self.spread())
-        # Acting, one batch after the other meets the same weights. They are compared and not their versions, which fused
-        # optimisers and averages of weights leave as they are.
+        # Acting, one batch after the other meets the same weights. They are compared, and not their versions, which
+        # fused optimisers leave as they are.
         kept = self._kept
         if kept is None or not (torch.equal(kept[0], self.weight) and torch.equal(kept[1], self.bias)):
             self._kept = kept = (self.weight.clone(), self.bias.clone(), *self.spread())
