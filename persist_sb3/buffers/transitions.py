@@ -265,7 +265,9 @@ class TransitionStore:
         if self._memory is None:
             self._memory = tree_map(lambda leaf: np.empty((self.capacity, *leaf.shape[1:]), leaf.dtype), rows)
             self._first = np.empty(self.capacity, dtype=np.bool_)
-        where = (self._position + np.arange(count)) % self.capacity
+        where: Any = slice(self._position, self._position + count)
+        if where.stop > self.capacity:
+            where = (self._position + np.arange(count)) % self.capacity
         tree_map(lambda memory, leaf: memory.__setitem__(where, leaf), self._memory, rows)
         self._first[where] = first
         self._position = (self._position + count) % self.capacity
