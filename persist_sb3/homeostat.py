@@ -82,6 +82,8 @@ class Homeostat:
         self.m = m
         self.alive_bonus = alive_bonus
         self.death_penalty = death_penalty
+        # What a step adds that is survived, and one that is not.
+        self._ends = np.array([alive_bonus, -death_penalty])
 
     def deviation(self, x: Vector, mu: Vector | None = None) -> Vector:
         """
@@ -122,7 +124,8 @@ class Homeostat:
         :raises ValueError: if the last axis of an ``x`` is not ``d`` long
         """
         term = -self.deviation(x_next, mu) if self.form == "deviation" else self.drive(x, mu) - self.drive(x_next, mu)
-        return term + np.where(dead, -self.death_penalty, self.alive_bonus)
+        term += self._ends.take(dead)
+        return term
 
     def safe_alive_bonus(
         self, viability: ViabilitySet, gamma: float = 0.99, setpoints: tuple[Vector, Vector] | None = None

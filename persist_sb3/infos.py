@@ -1,7 +1,8 @@
 """One view of the infos of ``n`` environments, whichever vector API they come from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,8 @@ class Infos(ABC):
     def column(self, path: Path, slots: NDArray[np.intp]) -> NDArray[np.float64]:
         """
         :param path: keys and indices of the entry, outermost first
-        :param slots: the environments to read, ``(k,)``
-        :return: one row an environment, ``(k, ...)``
+        :param slots: the environments to read, ascending, ``(k,)``
+        :return: one row an environment, not to be changed in place, ``(k, ...)``
         :raises MissingInfoError: if one of them has no such entry
         """
 
@@ -78,57 +79,84 @@ class Infos(ABC):
         Write one value an environment.
 
         :param key: key of the info
-        :param slots: the environments to write to, ``(k,)``
+        :param slots: the environments to write to, ascending, ``(k,)``
         :param values: ``(k, ...)``, a row an environment
         :param name: if given, the value goes into the dict ``info[key]`` under this name
         """
 
 
-class ListInfos(Infos):
+class ListInfos(list[dict[str, Any]], Infos):
     """
-    Infos as SB3's ``VecEnv`` and a single ``gymnasium.Env`` give them: a dict an environment.
+    Infos as SB3's ``VecEnv`` and a single ``gymnasium.Env`` give them: a dict an environment. It is a list of these
+    dicts, so that wrappers hand it on as they would any other, and it remembers the vectors that were published in all
+    of them: who reads one gets that very array, unless somebody has written something else since.
 
     :param infos: the dicts, changed in place by :meth:`publish`
     """
 
-    def __init__(self, infos: Sequence[dict[str, Any]]) -> None:
-        self.infos = infos
+    __slots__ = ("_published",)
+
+    def __init__(self, infos: Iterable[dict[str, Any]]) -> None:
+        super().__init__(infos)
+        self._published: dict[str, tuple[Sequence[Any], NDArray[np.float64] | None]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies are plain lists.
+        return list, (list(self),)
 
     def column(self, path: Path, slots: NDArray[np.intp]) -> NDArray[np.float64]:
         key, *inner = path
+        everyone = len(slots) == len(self)
         try:
-            rows = [self.infos[slot][key] for slot in slots.tolist()]
+            rows = [info[key] for info in (self if everyone else self._of(slots))]
             for part in inner:
                 rows = [row[part] for row in rows]
         except (KeyError, IndexError, TypeError) as error:
             raise self._missing(path, slots.tolist()) from error
-        return np.array(rows, dtype=np.float64)
+        published = self.published(key, rows) if everyone and not inner else None
+        return np.array(rows, dtype=np.float64) if published is None else published
+
+    def published(self, key: str, rows: Sequence[Any]) -> NDArray[np.float64] | None:
+        """
+        :param key: key of the info
+        :param rows: what all environments have there, ``n`` of them
+        :return: the array that was published there, ``(n, ...)``, if these are its rows; not to be changed in place
+        """
+        known, values = self._published.get(key, ((), None))
+        return values if len(known) and all(map(is_, rows, known)) else None
+
+    def _of(self, slots: NDArray[np.intp]) -> list[dict[str, Any]]:
+        return [self[slot] for slot in slots.tolist()]
 
     def is_dict(self, key: str, slots: NDArray[np.intp]) -> bool:
-        return isinstance(self.infos[slots[0]].get(key), Mapping)
+        return isinstance(self[slots[0]].get(key), Mapping)
 
     def _missing(self, path: Path, slots: Sequence[int]) -> MissingInfoError:
         for slot in slots:
-            value: Any = self.infos[slot]
+            value: Any = self[slot]
             try:
                 for part in path:
                     value = value[part]
             except (KeyError, IndexError, TypeError):
-                return MissingInfoError(path, slot, [str(key) for key in self.infos[slot]])
+                return MissingInfoError(path, slot, [str(key) for key in self[slot]])
         raise AssertionError(f"info{format_path(path)} is there in every environment")
 
     def publish(self, key: str, slots: NDArray[np.intp], values: NDArray[Any], name: str | None = None) -> None:
-        rows = values.tolist() if values.ndim == 1 else values
-        if name is None:
-            for slot, value in zip(slots.tolist(), rows, strict=True):
-                self.infos[slot][key] = value
-        else:
-            for slot, value in zip(slots.tolist(), rows, strict=True):
-                info = self.infos[slot]
+        everyone = len(slots) == len(self)
+        infos = self if everyone else self._of(slots)
+        rows = values.tolist() if values.ndim == 1 else list(values)
+        if name is not None:
+            for info, value in zip(infos, rows, strict=True):
                 if key in info:
                     info[key][name] = value
                 else:
                     info[key] = {name: value}
+            return
+        for info, value in zip(infos, rows, strict=True):
+            info[key] = value
+        # Numbers are gathered as fast as they are compared.
+        if everyone and values.ndim > 1 and values.dtype == np.float64:
+            self._published[key] = rows, values
 
 
 class VectorInfos(Infos):

@@ -340,17 +340,17 @@ class EpisodeTracker:
         self._mentions = np.array([[dim in c.names for dim in viability.dims] for c in viability.constraints])
         self._mentioned = self._mentions.any(axis=0)
 
-        # The chunk: environments in front, so that the steps of an episode lie side by side.
+        # The chunk: steps in front, where they are quickly put.
         self._filled = 0
-        self._internal = np.empty((num_envs, self.CHUNK, len(viability.dims)))
+        self._internal = np.empty((self.CHUNK, num_envs, len(viability.dims)))
         # The reward, its terms, and interventions, which are summed like them.
-        self._rewards = np.empty((1 + len(self.terms) + shielded, num_envs, self.CHUNK))
-        self._done = np.empty((num_envs, self.CHUNK), dtype=bool)
-        self._truncated = np.empty((num_envs, self.CHUNK), dtype=bool)
+        columns = 1 + len(self.terms) + shielded
+        self._rewards = np.empty((self.CHUNK, columns, num_envs))
+        self._ends = np.empty((self.CHUNK, 2, num_envs), dtype=bool)
 
         # Of the episodes in progress, up to the chunk.
         self._whole = np.full(num_envs, not midway)
-        self._totals = np.zeros((_SINGLE + len(viability.constraints) + len(self._rewards), num_envs))
+        self._totals = np.zeros((_SINGLE + len(viability.constraints) + columns, num_envs))
         self._lowest = np.full(num_envs, np.inf)
         # The last margins, whose fate is not known yet; infinite, so not near the boundary, before an episode.
         self._undecided = np.full((horizon, num_envs), np.inf)
@@ -377,15 +377,15 @@ class EpisodeTracker:
         :param intervened: where a shield changed the action, ``(n,)``; None without one
         :return: episodes that ended and were not handed out yet, by time and environment
         """
-        column = self._filled
-        self._internal[:, column] = internal
-        self._rewards[0, :, column] = reward
+        self._internal[self._filled] = internal
+        rewards = self._rewards[self._filled]
+        rewards[0] = reward
         for row, values in enumerate(terms.values(), start=1):
-            self._rewards[row, :, column] = values
+            rewards[row] = values
         if self.shielded:
-            self._rewards[-1, :, column] = intervened
-        self._done[:, column] = done
-        self._truncated[:, column] = truncated
+            rewards[-1] = intervened
+        ends = self._ends[self._filled]
+        ends[0], ends[1] = done, truncated
         self._filled += 1
         self.steps += 1
         if self._filled == self.CHUNK or (self.prompt and np.count_nonzero(done)):
@@ -430,14 +430,17 @@ class EpisodeTracker:
         self._sum_steps = 0
         self._sum_lowest = math.inf
         self._sum_broken = np.zeros(len(self.viability.dims), dtype=np.intp)
-        self._sum_rewards = np.zeros(len(self._rewards))
+        self._sum_rewards = np.zeros(self._rewards.shape[1])
 
     def _digest(self) -> None:
         """Work through the chunk. A stretch is what it holds of one episode: ``s`` of them, by environment and time."""
         if not self._filled:
             return
         n, filled = self.num_envs, self._filled
-        done = self._done[:, :filled]
+        # Environments in front, so that the steps of an episode lie side by side.
+        internal = self._internal[:filled].swapaxes(0, 1).reshape(n * filled, -1)
+        rewards = self._rewards[:filled].transpose(1, 2, 0).reshape(-1, n * filled)
+        done, cut_off = self._ends[:filled].transpose(1, 2, 0)
         begins = np.ones((n, filled), dtype=bool)
         begins[:, 1:] = done[:, :-1]
         stretch = np.cumsum(begins).reshape(n, filled) - 1
@@ -446,10 +449,9 @@ class EpisodeTracker:
         over = done.reshape(-1)[ends]
         first, last = stretch[:, 0], stretch[:, -1]
 
-        margins = self.viability.margins(self._internal[:, :filled].reshape(n * filled, -1))
+        margins = self.viability.margins(internal)
         smallest = margins.min(axis=1)
         lowest = np.minimum.reduceat(smallest, starts)
-        rewards = self._rewards[:, :, :filled].reshape(-1, n * filled)
         totals = np.zeros((len(self._totals), len(starts)))
         totals[_LENGTH] = ends - starts + 1
         totals[_SINGLE + len(self._mentions) :] = np.add.reduceat(rewards, starts, axis=1)
@@ -473,7 +475,7 @@ class EpisodeTracker:
         times = ends % filled
         for index in finished[np.argsort(times[finished], kind="stable")].tolist():
             env, time = int(starts[index]) // filled, int(times[index])
-            truncated = bool(self._truncated[env, time])
+            truncated = bool(cut_off[env, time])
             timestep = (self.steps - filled + time + 1) * n
             self._ready.append(self._record(totals[:, index].tolist(), float(lowest[index]), truncated, env, timestep))
 

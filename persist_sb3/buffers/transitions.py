@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from persist_sb3.batch import Batch, stack, take, tree_map, with_rows
 from persist_sb3.buffers.sequences import draw_windows
-from persist_sb3.infos import reset_source
+from persist_sb3.infos import ListInfos, reset_source
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -203,12 +203,12 @@ class TransitionStore:
         action = local_variables.get("clipped_actions", local_variables["actions"])
         rewards = self._rewards.old_reward if self._rewards else local_variables["rewards"]
         new_observation = _own(self._normalizer.old_obs if self._normalizer else local_variables["new_obs"])
-        internal = np.array(_column(infos, "internal"), dtype=np.float64)
+        internal = _internal(infos)
         cost = _column(infos, "cost") if "cost" in infos[0] else [np.nan] * len(infos)
         next_observation, next_begin = new_observation, internal
         terminated = truncated = dones
         if np.count_nonzero(dones):
-            ended = np.flatnonzero(dones)
+            ended = dones.nonzero()[0]
             last = [infos[slot] for slot in ended.tolist()]
             truncated = np.zeros_like(dones)
             truncated[ended] = [info.get("TimeLimit.truncated", False) for info in last]
@@ -265,7 +265,9 @@ class TransitionStore:
         if self._memory is None:
             self._memory = tree_map(lambda leaf: np.empty((self.capacity, *leaf.shape[1:]), leaf.dtype), rows)
             self._first = np.empty(self.capacity, dtype=np.bool_)
-        where = (self._position + np.arange(count)) % self.capacity
+        where: Any = slice(self._position, self._position + count)
+        if where.stop > self.capacity:
+            where = (self._position + np.arange(count)) % self.capacity
         tree_map(lambda memory, leaf: memory.__setitem__(where, leaf), self._memory, rows)
         self._first[where] = first
         self._position = (self._position + count) % self.capacity
@@ -367,6 +369,17 @@ def _own(observation: Batch) -> Batch:
     return tree_map(lambda leaf: leaf, observation)
 
 
+def _internal(infos: Sequence[Info]) -> NDArray[np.float64]:
+    """
+    :param infos: one an environment
+    :return: internal variables ``x``, ``(n, d)``
+    :raises RuntimeError: if one lacks them
+    """
+    rows = _column(infos, "internal")
+    published = infos.published("internal", rows) if isinstance(infos, ListInfos) else None
+    return np.array(rows, dtype=np.float64) if published is None else published
+
+
 def _executed(action: NDArray[Any], infos: Sequence[Info]) -> NDArray[Any]:
     executed = action
     for slot, info in enumerate(infos):
@@ -382,13 +395,14 @@ def _terms(infos: Sequence[Info]) -> dict[str, NDArray[np.float64]]:
     if names is None:
         return {}
     try:
-        rows = [[terms[name] for name in names] for terms in _column(infos, "reward_terms")]
+        told = _column(infos, "reward_terms")
+        values = [terms[name] for name in names for terms in told]
     except KeyError as error:
         raise RuntimeError(
             f"info['reward_terms'] of one environment lacks {error}, which environment 0 reports: all of them must be "
             "wrapped in the same layers"
         ) from error
-    return dict(zip(names, np.array(rows, dtype=np.float64).T, strict=True))
+    return dict(zip(names, np.array(values, dtype=np.float64).reshape(len(names), -1), strict=True))
 
 
 def _same(one: Transitions, other: Transitions) -> bool:

@@ -192,9 +192,9 @@ class RNDCallback(LearningCallback):
             self._warm_up(self._take_fresh())
         return super()._on_step()
 
-    def _novelty(self) -> NDArray[np.float64]:
+    def _novelty(self) -> list[float]:
         try:
-            return np.array([info["persist"]["novelty"] for info in self.locals["infos"]])
+            return [info["persist"]["novelty"] for info in self.locals["infos"]]
         except KeyError as error:
             raise RuntimeError(
                 "RNDCallback trains a model that no layer uses: wrap the environment in "

@@ -30,7 +30,7 @@ class BonusUnit:
         self.factor = 1.0
         self._scale = ForwardScale(gamma)
         # Taken in all at once: a few calls a rollout, and not a step.
-        self._pending: list[NDArray[np.float64]] = []
+        self._pending: list[NDArray[np.float64] | list[float]] = []
         self._recent = (0, 0.0)
 
     def set_factor(self, factor: float) -> None:
@@ -44,7 +44,7 @@ class BonusUnit:
             raise ValueError(f"factor={factor} must be at least 0 and finite")
         self.factor = float(factor)
 
-    def measure(self, scores: NDArray[np.float64]) -> None:
+    def measure(self, scores: NDArray[np.float64] | list[float]) -> None:
         """
         :param scores: of one step, ``(n,)``
         """

@@ -100,6 +100,8 @@ class PredictiveModel(Model):
         cuts = np.cumsum([len(heads.numeric), len(heads.numeric), len(heads.one_hot)])
         self._cuts = cuts.tolist()
         self._starts = np.cumsum([0, *heads.sizes])[:-1]
+        # Where the numbers are in the state.
+        self._at = np.arange(spec.state_dim)[part][heads.numeric]
 
     # In torch
 
@@ -307,10 +309,13 @@ class PredictiveModel(Model):
         heads = self.heads
         numeric = heads.numeric[: out.mean.shape[2]]
         mean, deviation = self._scales(numeric)
-        predicted = ((expected - mean + scale * out.mean) / deviation).clip(-CLIP, CLIP)
-        error = predicted - ((target[:, numeric] - mean) / deviation).clip(-CLIP, CLIP)
-        log_var = (out.log_var + 2.0 * np.log(scale / deviation)).clip(WHITE_LOG_VAR_LOW, WHITE_LOG_VAR_HIGH)
-        likelihood = -0.5 * (log_var + np.square(error) * np.exp(-log_var) + _LOG_2_PI).sum(axis=2, dtype=np.float64)
+        error = _clip((expected - mean + scale * out.mean) / deviation, -CLIP, CLIP)
+        error -= _clip((target[:, numeric] - mean) / deviation, -CLIP, CLIP)
+        log_var = _clip(out.log_var + 2.0 * np.log(scale / deviation), WHITE_LOG_VAR_LOW, WHITE_LOG_VAR_HIGH)
+        terms = np.exp(-log_var)
+        terms *= np.square(error)
+        terms += log_var
+        likelihood = -0.5 * (terms.sum(axis=2, dtype=np.float64) + len(numeric) * _LOG_2_PI)
         least = math.log(LEAST_PROBABILITY)
         if heads.sizes:
             chosen = self._fast_log_softmax(out.one_hot) * target[:, heads.one_hot]
@@ -323,11 +328,11 @@ class PredictiveModel(Model):
 
     def _scales(self, numeric: NDArray[np.intp]) -> tuple[Floats, Floats]:
         """
-        :param numeric: columns of what is predicted, ``(g,)``
+        :param numeric: the first ``g`` numbers of what is predicted
         :return: mean and deviation of these numbers in the states so far, ``(g,)`` both; 0 and 1 before there are any
         """
         count, mean, spread = self.linear.inputs_so_far()
-        columns = np.arange(self.spec.state_dim)[self.part][numeric]
+        columns = self._at[: len(numeric)]
         var = spread[columns] / count if count else np.ones(len(columns))
         return mean[columns].astype(np.float32), np.sqrt(var + VARIANCE_FLOOR).astype(np.float32)
 
@@ -358,6 +363,13 @@ def _softplus(x: Floats) -> Floats:
     np.log(value, out=value)
     value += np.maximum(x, np.float32(0.0))
     return value
+
+
+def _clip(x: Floats, low: float, high: float) -> Floats:
+    # In place, and for a small batch in half the time of np.clip.
+    np.maximum(x, np.float32(low), out=x)
+    np.minimum(x, np.float32(high), out=x)
+    return x
 
 
 def sigmoid(x: Floats) -> Floats:

@@ -148,7 +148,7 @@ class LayerWrapper(LayerOwner, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         step.reward = np.array([reward], dtype=np.float64)
         step.terminated = np.array([terminated])
         step.truncated = np.array([truncated])
-        step.live = _LIVE
+        step.live, step.all_live = _LIVE, True
         step.infos = ListInfos([info])
         rewards = self.layer.after(step)
         step.observation = batch
@@ -169,7 +169,7 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
         self.kwargs = kwargs
         self._attach(layer, venv.num_envs, venv, venv.observation_space, venv.action_space)
         VecEnvWrapper.__init__(self, venv, layer.observation_space, layer.action_space)
-        self._step.live = np.ones(self.num_envs, dtype=bool)
+        self._step.live, self._step.all_live = np.ones(self.num_envs, dtype=bool), True
         self._no_truncation = np.zeros(self.num_envs, dtype=bool)
         self._pending_seeds: Sequence[int | None] | None = None
 
@@ -208,21 +208,23 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
         except (EOFError, ConnectionResetError, BrokenPipeError) as error:
             raise self._worker_died() from error
         step, layer = self._step, self.layer
+        # Layers below this one have made it already.
+        told = infos if type(infos) is ListInfos else ListInfos(infos)
         step.reward = rewards.astype(np.float64)
-        step.infos = ListInfos(infos)
+        step.infos = told
         self.reset_infos = self._resets.reset_infos
-        if not dones.any():
+        if not np.count_nonzero(dones):
             step.next_observation = observation
             step.terminated, step.truncated = dones, self._no_truncation
             rewards = layer.after(step)
             step.observation = observation
-            return layer.view(layer.everyone, observation), rewards.astype(np.float32), dones, infos
+            return layer.view(layer.everyone, observation), rewards.astype(np.float32), dones, told
 
-        ended = np.flatnonzero(dones)
+        ended = dones.nonzero()[0]
         step.defer_next_observation(
             lambda: with_rows(observation, ended, stack([infos[slot]["terminal_observation"] for slot in ended]))
         )
-        step.truncated = np.zeros_like(dones)
+        step.truncated = self._no_truncation.copy()
         step.truncated[ended] = [infos[slot].get("TimeLimit.truncated", False) for slot in ended.tolist()]
         step.terminated = dones & ~step.truncated
         rewards = layer.after(step)
@@ -232,7 +234,7 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
 
         shown = self._turn_over(ended, observation, ListInfos(self.reset_infos), set_last)
         step.observation = observation
-        return shown, rewards.astype(np.float32), dones, infos
+        return shown, rewards.astype(np.float32), dones, told
 
     def _worker_died(self) -> RuntimeError:
         processes = getattr(self.venv.unwrapped, "processes", [])
@@ -315,6 +317,7 @@ class VectorLayerWrapper(LayerOwner, VectorWrapper[Any, Any, Any, Any, Any]):
         step.terminated, step.truncated = terminated, truncated
         step.next_observation = observation
         step.live = ~self._ended
+        step.all_live = not self._ended.any()
         step.infos = VectorInfos(infos, self.num_envs)
         ended = terminated | truncated
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
@@ -338,7 +341,7 @@ class VectorLayerWrapper(LayerOwner, VectorWrapper[Any, Any, Any, Any, Any]):
         :return: what is shown above the layer
         """
         layer, live = self.layer, self._step.live
-        if live.all():
+        if self._step.all_live:
             return layer.view(layer.everyone, observation)
         begun = np.flatnonzero(~live)
         layer.begin(begun, observation, infos)

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.batch import Batch
+from persist_sb3.batch import Batch, with_rows
 from persist_sb3.curriculum import StageInForce
 from persist_sb3.homeostat import Homeostat
 from persist_sb3.infos import Infos
@@ -82,6 +82,7 @@ class HomeostatRewardLayer(Layer):
         self._adjust(1.0)
         self.homeostat.check(viability)
         self._x = np.zeros((num_envs, len(names)))
+        self._nothing = np.zeros(num_envs)
 
     def _adjust(self, tightness: float) -> None:
         """
@@ -135,7 +136,7 @@ class HomeostatRewardLayer(Layer):
             )
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
-        self._x[slots] = infos.column(("internal",), slots)
+        self._x = with_rows(self._x, slots, infos.column(("internal",), slots))
         if self._range is not None:
             self._mus[slots] = infos.column(("setpoint",), slots)
 
@@ -144,9 +145,11 @@ class HomeostatRewardLayer(Layer):
         if demands.tightness != self._tightness:
             self._adjust(demands.tightness)
         x = infos.column(("internal",), everyone)
-        dead = infos.column(("cost",), everyone) > 0.0
+        dead = infos.column(("cost",), everyone) > self._nothing
+        homeo = step.where_live(self.homeostat.reward(self._x, x, dead, self._mus))
         weight = demands.homeo_factor * self.weight if self._multiplier is None else float(self._multiplier.value)
-        homeo = weight * self.homeostat.reward(self._x, x, dead, self._mus) * step.live
+        if weight != 1.0:
+            homeo *= weight
         self._x = x
         infos.publish("reward_terms", everyone, homeo, "homeo")
         return step.reward + homeo

@@ -14,7 +14,7 @@ from persist_sb3.curriculum import StageInForce
 from persist_sb3.infos import Infos
 from persist_sb3.internal import InternalSource, SimulatedVariable
 from persist_sb3.symmetry import Symmetry
-from persist_sb3.viability import ViabilitySet
+from persist_sb3.viability import LeastMargin, ViabilitySet
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
 
@@ -93,6 +93,7 @@ class InternalStateLayer(Layer):
         self._source = InternalSource(self.internal_names, self._sources)
         self._source.attach(num_envs, observation_space, action_space)
         self.viability = self._in_force = self._viability(lookup)
+        self._margin = self._kept = LeastMargin(self.viability, num_envs)
         self._tightness = 1.0
         self.internal_entries: dict[str, str] = dict(self._source.entries)
         if self._sources is None and self.internal_names == tuple(declared(lookup, "internal_names", ())):
@@ -103,7 +104,9 @@ class InternalStateLayer(Layer):
             if self.symmetries is not None:
                 self.symmetries = self._showing(self.symmetries)
         self.x = np.zeros((num_envs, len(self.internal_names)))
-        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._nothing = np.zeros(num_envs)
+        # Steps taken, and how many they were when each episode began.
+        self._clock, self._began = 0, np.zeros(num_envs, dtype=np.int64)
 
     def _viability(self, lookup: Lookup) -> ViabilitySet:
         if self._constraints is None:
@@ -131,11 +134,15 @@ class InternalStateLayer(Layer):
     @property
     def in_force(self) -> ViabilitySet:
         """The constraints that count now: those declared, unless a curriculum widens them."""
+        self._follow_tightness()
+        return self._in_force
+
+    def _follow_tightness(self) -> None:
         tightness = self.demands.tightness
         if tightness != self._tightness:
             self._tightness = tightness
             self._in_force = self.viability if tightness == 1.0 else self.viability.tighten(tightness)
-        return self._in_force
+            self._kept = self._margin if tightness == 1.0 else LeastMargin(self._in_force, self.num_envs)
 
     def follow(self, curriculum: StageInForce | None) -> None:
         if curriculum is not None and self.viability.mu is None and any(d.tightness != 1.0 for d in curriculum.plan):
@@ -173,7 +180,7 @@ class InternalStateLayer(Layer):
         return [symmetry.showing(size, len(self.internal_names), at) for symmetry in symmetries]
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
-        self._steps[slots] = 0
+        self._began[slots] = self._clock
         # A new array: the rows of the old one were published.
         self.x = with_rows(self.x, slots, self._source.begin(slots, observation, infos))
         if self.check_finite:
@@ -181,16 +188,16 @@ class InternalStateLayer(Layer):
         infos.publish("internal", slots, self.x[slots])
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        self._steps += 1
-        in_force = self.in_force
-        self.x = self._source.step(step.next_observation, step.action, step.reward, step.infos, step.live)
-        if self.check_finite:
-            self._check(self.everyone, step.next_observation)
-        margin = self.viability.margins(self.x).min(axis=1)
-        kept = margin if in_force is self.viability else in_force.margins(self.x).min(axis=1)
+        self._clock += 1
+        self._follow_tightness()
         infos, everyone = step.infos, self.everyone
-        infos.publish("internal", everyone, self.x)
-        infos.publish("cost", everyone, (kept < 0.0).astype(np.float64))
+        self.x = x = self._source.step(step.next_observation, step.action, step.reward, infos, step.live)
+        if self.check_finite:
+            self._check(everyone, step.next_observation)
+        margin = self._margin(x)
+        kept = margin if self._kept is self._margin else self._kept(x)
+        infos.publish("internal", everyone, x)
+        infos.publish("cost", everyone, (kept < self._nothing).astype(np.float64))
         infos.publish("persist", everyone, margin, "margin")
         if self.curriculum is not None:
             infos.publish("persist", everyone, np.full(self.num_envs, int(self.curriculum.stage)), "stage")
@@ -206,9 +213,9 @@ class InternalStateLayer(Layer):
         return np.concatenate([flatten(self._inner_space, observation), x], axis=1, dtype=np.float32)
 
     def _check(self, slots: NDArray[np.intp], observation: Batch) -> None:
-        if not np.isfinite(self.x).all():
-            slot, column = np.argwhere(~np.isfinite(self.x))[0]
-            self._refuse(slot, f"internal variable {self.internal_names[column]!r}", self.x[slot, column])
+        if not _finite(self.x):
+            for slot, column in np.argwhere(~np.isfinite(self.x)):
+                self._refuse(slot, f"internal variable {self.internal_names[column]!r}", self.x[slot, column])
         self._check_observation(slots, observation, "obs")
 
     def _check_observation(self, slots: NDArray[np.intp], observation: Batch, path: str) -> None:
@@ -218,8 +225,7 @@ class InternalStateLayer(Layer):
         elif isinstance(observation, tuple):
             for index, leaf in enumerate(observation):
                 self._check_observation(slots, leaf, f"{path}[{index}]")
-        # The sum is finite only if every entry is, and costs less to check; a sum that overflows is looked at closely.
-        elif observation.dtype.kind == "f" and not math.isfinite(np.add.reduce(observation, axis=None)):
+        elif observation.dtype.kind == "f" and not _finite(observation):
             for slot in slots:
                 bad = np.argwhere(~np.isfinite(observation[slot]))
                 if len(bad):
@@ -228,10 +234,19 @@ class InternalStateLayer(Layer):
 
     def _refuse(self, slot: int, what: str, value: float) -> None:
         raise NonFiniteError(
-            f"environment {slot} returned {what} = {value} at step {self._steps[slot]} of its episode. "
+            f"environment {slot} returned {what} = {value} at step {self._clock - self._began[slot]} of its episode. "
             "Find out why in the environment (a division by zero, a diverged simulation), or pass check_finite=False "
             "if your algorithm can learn from it"
         )
+
+
+def _finite(array: NDArray[Any]) -> bool:
+    """
+    :param array: floats
+    :return: False if one is not finite, or their squares are too large to be added up. That is all right, and is left
+        to a closer look: the sum costs less than looking at every number
+    """
+    return math.isfinite(np.vdot(array, array))
 
 
 class _Declarations(LayerOwner):

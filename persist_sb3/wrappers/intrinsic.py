@@ -55,7 +55,8 @@ class BonusLayer(Layer):
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
     ) -> None:
         super().attach(num_envs, observation_space, action_space, lookup)
-        self._steps = np.zeros(num_envs, dtype=np.int64)
+        # Steps taken, and how many they were when each episode began.
+        self._clock, self._began = 0, np.zeros(num_envs, dtype=np.int64)
         self._alone: bool | None = None
 
     @property
@@ -85,19 +86,19 @@ class BonusLayer(Layer):
         """
 
     def begin(self, slots: NDArray[np.intp], observation: Any, infos: Infos) -> None:
-        self._steps[slots] = 0
+        self._began[slots] = self._clock
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        self._steps += 1
-        bonus = self.demands.intr_factor * self.weight * self.bonus(step)
-        if not step.live.all():
-            bonus = np.where(step.live, bonus, 0.0)
+        self._clock += 1
+        weight = self.demands.intr_factor * self.weight
+        bonus = self.bonus(step)
+        bonus = step.where_live(bonus if weight == 1.0 else weight * bonus)
         # The sum is finite only if every one is, and costs less to check; a sum that overflows is looked at closely.
-        if not math.isfinite(np.add.reduce(bonus)) and not np.isfinite(bonus).all():
+        if not math.isfinite(np.vdot(bonus, bonus)) and not np.isfinite(bonus).all():
             slot = int(np.argmin(np.isfinite(bonus)))
             raise NonFiniteError(
                 f"the intrinsic reward ({type(self).__name__}) of environment {slot} is {bonus[slot]} at step "
-                f"{self._steps[slot]} of its episode: either what the environment returned there is not finite "
+                f"{self._clock - self._began[slot]} of its episode: either what the environment returned there is not finite "
                 "(InternalState checks that unless check_finite=False), or the model behind the bonus has diverged: "
                 "lower its learning_rate"
             )

@@ -40,10 +40,22 @@ class Step:
     ``reward``: ``(n,)`` float64.
     ``terminated``, ``truncated``: ``(n,)`` bool.
     ``live``: ``(n,)`` bool, False where no transition took place because the environment only reset itself.
+    ``all_live``: whether all are.
     ``infos``: what the step reported.
     """
 
-    __slots__ = ("_make", "_next", "action", "infos", "live", "observation", "reward", "terminated", "truncated")
+    __slots__ = (
+        "_make",
+        "_next",
+        "action",
+        "all_live",
+        "infos",
+        "live",
+        "observation",
+        "reward",
+        "terminated",
+        "truncated",
+    )
 
     observation: Batch
     action: Batch
@@ -51,6 +63,7 @@ class Step:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     live: NDArray[np.bool_]
+    all_live: bool
     infos: Infos
     _next: Batch
     _make: Callable[[], Batch] | None
@@ -71,6 +84,13 @@ class Step:
         :param make: returns ``next_observation``; called if a layer asks for it, since many do not
         """
         self._make = make
+
+    def where_live(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """
+        :param values: of the transitions, ``(n,)``
+        :return: the same, and 0 where none took place, ``(n,)``
+        """
+        return values if self.all_live else np.where(self.live, values, 0.0)
 
 
 class Layer:

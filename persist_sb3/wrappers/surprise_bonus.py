@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.batch import Batch
+from persist_sb3.batch import Batch, with_rows
 from persist_sb3.infos import Infos
 from persist_sb3.intrinsic.bonus import Moves
 from persist_sb3.intrinsic.surprise import UNIT, WORLD_MODEL, Surprise
@@ -78,7 +78,7 @@ class SurpriseBonusLayer(BonusLayer):
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         super().begin(slots, observation, infos)
-        self._x[slots] = infos.column(("internal",), slots)
+        self._x = with_rows(self._x, slots, infos.column(("internal",), slots))
 
     def bonus(self, step: Step) -> NDArray[np.float64]:
         infos, everyone = step.infos, self.everyone
