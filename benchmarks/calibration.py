@@ -1,0 +1,303 @@
+"""
+Whether the shield's confidence is true: declared against realised safety of decisions near the boundary, while the
+agent learns and afterwards, on layouts that it has not seen.
+
+PPO learns on GridLife with the scent of food, shielded by a critic that learns beside it. Every decision near the
+boundary (a smallest scaled margin below 0.5) is kept: what the critic gave the executed action, and whether a
+constraint broke within the next 8 steps. The stream is then read by
+:class:`~persist_sb3.shield.calibration.Calibration`, as ``CalibrationCallback`` does it, once for each confidence:
+before each episode it declares a threshold, and ``p_safe`` of what passes it; then the episode tells how much of that
+was safe. After training, the shield runs at the threshold that was declared last, on test layouts, in closed loop, with
+policy and critic frozen::
+
+    python -m benchmarks.calibration                              # 3 seeds, 60k steps, 200 test episodes a confidence
+    python -m benchmarks.calibration --seeds 1 --timesteps 10000  # a quick look
+
+Trainings that are there already are not repeated. An episode counts once, whatever the number of its decisions, since
+they depend on each other; intervals are of a bootstrap over episodes.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecMonitor
+
+from persist_sb3 import plots
+from persist_sb3.buffers import Transitions
+from persist_sb3.callbacks import CalibrationCallback, ViabilityCallback
+from persist_sb3.envs.vector import GridLifeVecEnv
+from persist_sb3.models.base import rebuild
+from persist_sb3.models.spec import StateSpec
+from persist_sb3.models.viability import ViabilityCritic
+from persist_sb3.shield import EnumeratedShield
+from persist_sb3.shield.calibration import EDGES, Calibration, bins_of
+from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInternalState
+
+CONFIDENCES = 0.8, 0.9, 0.95, 0.99
+HORIZON, NEAR = 8, 0.5
+#: Of the shield while the agent learns, as shipped.
+THRESHOLD = 0.1
+ENVS, TEST_ENVS = 8, 20
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What was decided in ``T`` steps of ``n`` environments, and what came of it."""
+
+    value: NDArray[np.float32]  # of the executed action, (T, n)
+    near: NDArray[np.bool_]  # whether the decision was near the boundary, (T, n)
+    broken: NDArray[np.bool_]  # whether a constraint is broken after the step, (T, n)
+    done: NDArray[np.bool_]  # (T, n)
+
+    def episodes(self) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        """
+        :return: of each episode that ended, in the order in which they did, the values of its decisions near the
+            boundary and whether they were safe; decisions whose fate lies beyond the end are left out
+        """
+        found = []
+        begun = np.zeros(self.done.shape[1], dtype=np.intp)
+        for end, slot in np.argwhere(self.done):
+            begin, begun[slot] = begun[slot], end + 1
+            rows = begin + np.flatnonzero(self.near[begin : end + 1, slot])
+            breaks = begin + np.flatnonzero(self.broken[begin : end + 1, slot])
+            # The first step at or after the decision that breaks something.
+            following = np.append(breaks, np.iinfo(np.intp).max)[np.searchsorted(breaks, rows)]
+            safe = following >= rows + HORIZON
+            known = ~safe | (rows + HORIZON <= end + 1)
+            found.append((self.value[rows, slot][known], safe[known]))
+        return found
+
+
+class Recorder(CalibrationCallback):
+    """Keeps what :class:`~persist_sb3.callbacks.CalibrationCallback` reads."""
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._rows: list[tuple[NDArray[Any], ...]] = []
+
+    def _decide(self, step: Transitions) -> None:
+        super()._decide(step)
+        row = self._now % self.horizon
+        broken = self.spec.viability.margins(step.next_internal).min(axis=1) < 0.0
+        self._rows.append((self._value[row].copy(), self._open[row].copy(), broken, step.done))
+
+    def stream(self) -> Stream:
+        """
+        :return: everything so far
+        """
+        return Stream(*map(np.array, zip(*self._rows, strict=True)))
+
+
+def train(seed: int, timesteps: int, folder: Path) -> tuple[PPO, Stream]:
+    """
+    :param seed: of everything
+    :param timesteps: of the agent
+    :param folder: where agent and stream are kept; trained anew if they are not there
+    :return: the agent, with its critic, and what was decided while it learned
+    """
+    agent, kept = folder / f"{timesteps}-{seed}.zip", folder / f"{timesteps}-{seed}.npz"
+    if agent.is_file() and kept.is_file():
+        return PPO.load(agent, device="cpu"), Stream(**np.load(kept))
+    venv = VecInternalState(GridLifeVecEnv(ENVS, flat=True, scent=True))
+    layers = VecHomeostatReward(venv, w=[1.0, 0.5, 1.5], weight=0.5, alive_bonus="auto", death_penalty=20.0)
+    model = PPO(
+        "MlpPolicy",
+        VecMonitor(VecActionShield(layers, threshold=THRESHOLD)),
+        learning_rate=7e-4,
+        n_steps=256,
+        batch_size=256,
+        gamma=0.98,
+        gae_lambda=0.9,
+        policy_kwargs={"net_arch": [256, 256], "activation_fn": torch.nn.ReLU},
+        seed=seed,
+        device="cpu",
+    )
+    recorder = Recorder(horizon=HORIZON, near=NEAR)
+    model.learn(timesteps, callback=[ViabilityCallback(train_freq=1, augment=True), recorder])
+    stream = recorder.stream()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(agent)
+    np.savez_compressed(kept, **vars(stream))
+    return model, stream
+
+
+@dataclass
+class Ledger:
+    """What was declared of the decisions that passed, and what they turned out to be, an entry an episode."""
+
+    declared: list[float]  # mean p_safe of those that passed
+    realised: list[float]  # share of them that was safe
+
+    def add(self, calibration: Calibration, values: NDArray[np.float32], safe: NDArray[np.bool_]) -> None:
+        """
+        :param calibration: as it is before the episode ends
+        :param values: of the episode's decisions
+        :param safe: what became of them
+        """
+        passed = values >= np.float32(calibration.threshold)
+        if passed.any():
+            self.declared.append(float(calibration.p_safe(values[passed]).mean()))
+            self.realised.append(float(safe[passed].mean()))
+
+    def figures(self) -> dict[str, Any]:
+        """
+        :return: means over episodes, and the limits of a 95 % bootstrap interval of the realised one
+        """
+        realised, declared = np.array(self.realised), np.array(self.declared)
+        if not len(realised):
+            return {"episodes": 0, "realised": None, "interval": None, "declared": None}
+        draws = np.random.default_rng(0).integers(len(realised), size=(2000, len(realised)))
+        return {
+            "episodes": len(realised),
+            "realised": float(realised.mean()),
+            "interval": np.quantile(realised[draws].mean(axis=1), [0.025, 0.975]).tolist(),
+            "declared": None if np.isnan(declared).all() else float(np.nanmean(declared)),
+        }
+
+
+def follow(
+    spec: StateSpec, conf: float, episodes: list[tuple[NDArray[np.float32], NDArray[np.bool_]]], seed: int
+) -> tuple[Calibration, dict[str, Any]]:
+    """
+    :param spec: the environment's state and actions
+    :param conf: confidence asked for
+    :param episodes: in the order in which they ended
+    :param seed: of the draws
+    :return: the calibration after the last episode, and how it did from the first hundredth episode on
+    """
+    calibration = Calibration(spec, conf, HORIZON, start=THRESHOLD)
+    generator, ledger = np.random.default_rng(seed), Ledger([], [])
+    for number, (values, safe) in enumerate(episodes):
+        if number >= 100:
+            ledger.add(calibration, values, safe)
+        bins = bins_of(values)
+        made, kept = np.zeros((2, len(EDGES)), dtype=np.intp)
+        np.add.at(made, bins, 1)
+        np.add.at(kept, bins, safe)
+        calibration.add(made, kept, generator.random())
+        if number % 10 == 9:
+            calibration.fit()
+    return calibration, {**ledger.figures(), "threshold": calibration.threshold, "certified": calibration.certified}
+
+
+def play(model: PPO, spec: StateSpec, critic: ViabilityCritic, threshold: float, episodes: int) -> Stream:
+    """
+    :param model: whose policy
+    :param spec: the environment's state and actions
+    :param critic: judges
+    :param threshold: of the shield
+    :param episodes: on test layouts, the same number in each environment
+    :return: what was decided, by policy and shield
+    """
+    venv = GridLifeVecEnv(TEST_ENVS, flat=True, scent=True, split="test")
+    venv.seed(1_000_000)
+    torch.manual_seed(0)
+    shield = EnumeratedShield(spec, critic, threshold)
+    observation: Any = venv.reset()
+    x = venv.get_internal()
+    left = np.full(TEST_ENVS, episodes // TEST_ENVS)
+    rows = []
+    while left.any():
+        proposed, _ = model.predict(observation, deterministic=False)
+        state = spec.encode(observation, x)
+        action = shield.decide(state, proposed).action
+        value = critic.values(state)[np.arange(TEST_ENVS), action, 0]
+        margin = spec.viability.margins(x).min(axis=1)
+        observation, _, dones, infos = venv.step(action)
+        broken = spec.viability.margins(np.stack([info["internal"] for info in infos])).min(axis=1) < 0.0
+        rows.append((value, (margin < NEAR) & (left > 0), broken, dones))
+        left -= dones & (left > 0)
+        x = venv.get_internal()
+    return Stream(*map(np.array, zip(*rows, strict=True)))
+
+
+def draw(results: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
+    """
+    :param results: figures of each seed, by phase and confidence
+    :param path: of the PNG
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True)
+    for axis, key in zip(axes, ("conf", "declared"), strict=True):
+        axis.plot([0.75, 1.0], [0.75, 1.0], "k:", linewidth=1)
+        axis.fill_between([0.75, 1.0], [0.73, 0.98], [0.77, 1.02], color="k", alpha=0.08)
+        for number, (phase, by_conf) in enumerate(results.items()):
+            points = [
+                (float(conf) if key == "conf" else seed["declared"], seed["realised"])
+                for conf, seeds in by_conf.items()
+                for seed in seeds
+                if seed["realised"] is not None and seed["declared"] is not None
+            ]
+            axis.plot(*np.array(points).T, "o", color=f"C{number}", markersize=4, alpha=0.7, label=phase)
+        axis.set_xlabel("confidence asked for" if key == "conf" else "mean p_safe of what passed")
+    axes[0].set_ylabel("share that was safe for 8 steps")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    plots.save(figure, path)
+
+
+def main() -> None:
+    """Train what is missing, read the streams, play, and write the table and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="agents")
+    parser.add_argument("--timesteps", type=int, default=60_000, help="environment steps an agent")
+    parser.add_argument("--episodes", type=int, default=200, help="test episodes an agent and confidence")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("logs/benchmarks/calibration"), help="where agents are kept"
+    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    own = parser.parse_args()
+    torch.set_num_threads(1)
+
+    phases = "while it learns", "afterwards, test layouts"
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {p: {str(c): [] for c in CONFIDENCES} for p in phases}
+    venv = GridLifeVecEnv(1, flat=True, scent=True)
+    spec = StateSpec(venv.observation_space, venv.action_space, venv.viability)
+    with Progress() as progress:
+        bar = progress.add_task("training and playing", total=own.seeds * (1 + len(CONFIDENCES)))
+        for seed in range(own.seeds):
+            model, stream = train(seed, own.timesteps, own.folder)
+            state: Any = model.persist  # type: ignore[attr-defined]
+            critic = state.bundle().get("viability") or rebuild(state.pending["viability"], spec, ViabilityCritic)
+            progress.advance(bar)
+            played: dict[float, list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = {}
+            for conf in CONFIDENCES:
+                calibration, figures = follow(spec, conf, stream.episodes(), seed)
+                results[phases[0]][str(conf)].append(figures)
+                threshold = calibration.threshold
+                if threshold not in played:
+                    played[threshold] = play(model, spec, critic, threshold, own.episodes).episodes()
+                ledger = Ledger([], [])
+                for values, safe in played[threshold]:
+                    ledger.add(calibration, values, safe)
+                results[phases[1]][str(conf)].append({**ledger.figures(), "threshold": threshold})
+                progress.advance(bar)
+
+    title = f"Decisions near the boundary, {own.timesteps:,} steps, {own.seeds} seeds: mean (range)"
+    table = Table("", "confidence", "realised", "declared p_safe", "threshold", "episodes", title=title)
+    for phase, by_conf in results.items():
+        for conf, seeds in by_conf.items():
+            cells = []
+            for key in ("realised", "declared", "threshold"):
+                values = [seed[key] for seed in seeds if seed[key] is not None]
+                cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-")
+            table.add_row(phase, conf, *cells, f"{np.mean([seed['episodes'] for seed in seeds]):.0f}")
+    Console(width=140).print(table)
+    own.output.mkdir(parents=True, exist_ok=True)
+    parameters = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
+    (own.output / "calibration.json").write_text(json.dumps({"parameters": parameters, **results}, indent=2) + "\n")
+    draw(results, own.output / "calibration.png")
+
+
+if __name__ == "__main__":
+    main()
