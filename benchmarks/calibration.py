@@ -13,8 +13,8 @@ policy and critic frozen::
     python -m benchmarks.calibration                              # 3 seeds, 60k steps, 200 test episodes a confidence
     python -m benchmarks.calibration --seeds 1 --timesteps 10000  # a quick look
 
-Trainings that are there already are not repeated. An episode counts once, whatever the number of its decisions, since
-they depend on each other; intervals are of a bootstrap over episodes.
+Trainings that are there already are not repeated. A confidence is one of episodes (a decision drawn from each, since
+those of one depend on each other), so what is realised is a mean over episodes; ``p_safe`` is of decisions.
 """
 
 import argparse
@@ -132,12 +132,12 @@ def train(seed: int, timesteps: int, folder: Path) -> tuple[PPO, Stream]:
     return model, stream
 
 
-@dataclass
 class Ledger:
-    """What was declared of the decisions that passed, and what they turned out to be, an entry an episode."""
+    """What was declared of the decisions that passed, and what they turned out to be."""
 
-    declared: list[float]  # mean p_safe of those that passed
-    realised: list[float]  # share of them that was safe
+    def __init__(self) -> None:
+        #: Of each episode: decisions that passed, safe ones among them, and the sum of their ``p_safe``.
+        self.rows: list[tuple[int, int, float]] = []
 
     def add(self, calibration: Calibration, values: NDArray[np.float32], safe: NDArray[np.bool_]) -> None:
         """
@@ -147,22 +147,27 @@ class Ledger:
         """
         passed = values >= np.float32(calibration.threshold)
         if passed.any():
-            self.declared.append(float(calibration.p_safe(values[passed]).mean()))
-            self.realised.append(float(safe[passed].mean()))
+            promised = float(calibration.p_safe(values[passed]).sum())
+            self.rows.append((int(passed.sum()), int(safe[passed].sum()), promised))
 
     def figures(self) -> dict[str, Any]:
         """
-        :return: means over episodes, and the limits of a 95 % bootstrap interval of the realised one
+        :return: ``realised``, the mean over episodes of their shares of safe decisions, which is what a threshold
+            declares to be ``conf`` at least, and the limits of its 95 % bootstrap interval; ``decisions``, the share of
+            all decisions that was safe, which is what ``declared``, their mean ``p_safe``, says
         """
-        realised, declared = np.array(self.realised), np.array(self.declared)
-        if not len(realised):
-            return {"episodes": 0, "realised": None, "interval": None, "declared": None}
-        draws = np.random.default_rng(0).integers(len(realised), size=(2000, len(realised)))
+        if not self.rows:
+            return {"episodes": 0, "realised": None, "interval": None, "decisions": None, "declared": None}
+        passed, safe, promised = np.array(self.rows).T
+        shares = safe / passed
+        draws = np.random.default_rng(0).integers(len(shares), size=(2000, len(shares)))
+        declared = float(promised.sum() / passed.sum())
         return {
-            "episodes": len(realised),
-            "realised": float(realised.mean()),
-            "interval": np.quantile(realised[draws].mean(axis=1), [0.025, 0.975]).tolist(),
-            "declared": None if np.isnan(declared).all() else float(np.nanmean(declared)),
+            "episodes": len(shares),
+            "realised": float(shares.mean()),
+            "interval": np.quantile(shares[draws].mean(axis=1), [0.025, 0.975]).tolist(),
+            "decisions": float(safe.sum() / passed.sum()),
+            "declared": declared if np.isfinite(declared) else None,
         }
 
 
@@ -177,7 +182,7 @@ def follow(
     :return: the calibration after the last episode, and how it did from the first hundredth episode on
     """
     calibration = Calibration(spec, conf, HORIZON, start=THRESHOLD)
-    generator, ledger = np.random.default_rng(seed), Ledger([], [])
+    generator, ledger = np.random.default_rng(seed), Ledger()
     for number, (values, safe) in enumerate(episodes):
         if number >= 100:
             ledger.add(calibration, values, safe)
@@ -227,20 +232,23 @@ def draw(results: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> Non
     :param results: figures of each seed, by phase and confidence
     :param path: of the PNG
     """
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True)
-    for axis, key in zip(axes, ("conf", "declared"), strict=True):
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2))
+    for axis, said, came in zip(axes, ("conf", "declared"), ("realised", "decisions"), strict=True):
         axis.plot([0.75, 1.0], [0.75, 1.0], "k:", linewidth=1)
         axis.fill_between([0.75, 1.0], [0.73, 0.98], [0.77, 1.02], color="k", alpha=0.08)
         for number, (phase, by_conf) in enumerate(results.items()):
             points = [
-                (float(conf) if key == "conf" else seed["declared"], seed["realised"])
+                ({**seed, "conf": float(conf)}[said], seed[came])
                 for conf, seeds in by_conf.items()
                 for seed in seeds
-                if seed["realised"] is not None and seed["declared"] is not None
+                if seed[came] is not None and seed["declared"] is not None
             ]
-            axis.plot(*np.array(points).T, "o", color=f"C{number}", markersize=4, alpha=0.7, label=phase)
-        axis.set_xlabel("confidence asked for" if key == "conf" else "mean p_safe of what passed")
-    axes[0].set_ylabel("share that was safe for 8 steps")
+            if points:
+                axis.plot(*np.array(points).T, "o", color=f"C{number}", markersize=4, alpha=0.7, label=phase)
+    axes[0].set_xlabel("confidence asked for")
+    axes[0].set_ylabel("safe for 8 steps: mean share of an episode")
+    axes[1].set_xlabel("mean p_safe of what passed")
+    axes[1].set_ylabel("safe for 8 steps: share of all decisions")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
     plots.save(figure, path)
@@ -277,18 +285,18 @@ def main() -> None:
                 threshold = calibration.threshold
                 if threshold not in played:
                     played[threshold] = play(model, spec, critic, threshold, own.episodes).episodes()
-                ledger = Ledger([], [])
+                ledger = Ledger()
                 for values, safe in played[threshold]:
                     ledger.add(calibration, values, safe)
                 results[phases[1]][str(conf)].append({**ledger.figures(), "threshold": threshold})
                 progress.advance(bar)
 
     title = f"Decisions near the boundary, {own.timesteps:,} steps, {own.seeds} seeds: mean (range)"
-    table = Table("", "confidence", "realised", "declared p_safe", "threshold", "episodes", title=title)
+    table = Table("", "confidence", "realised", "p_safe", "safe decisions", "threshold", "episodes", title=title)
     for phase, by_conf in results.items():
         for conf, seeds in by_conf.items():
             cells = []
-            for key in ("realised", "declared", "threshold"):
+            for key in ("realised", "declared", "decisions", "threshold"):
                 values = [seed[key] for seed in seeds if seed[key] is not None]
                 cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-")
             table.add_row(phase, conf, *cells, f"{np.mean([seed['episodes'] for seed in seeds]):.0f}")
