@@ -2,13 +2,11 @@
 Whether the shield's confidence is true: declared against realised safety of decisions near the boundary, while the
 agent learns and afterwards, on layouts that it has not seen.
 
-PPO learns on GridLife with the scent of food, shielded by a critic that learns beside it. Every decision near the
-boundary (a smallest scaled margin below 0.5) is kept: what the critic gave the executed action, and whether a
-constraint broke within the next 8 steps. The stream is then read by
-:class:`~persist_sb3.shield.calibration.Calibration`, as ``CalibrationCallback`` does it, once for each confidence:
-before each episode it declares a threshold, and ``p_safe`` of what passes it; then the episode tells how much of that
-was safe. After training, the shield runs at the threshold that was declared last, on test layouts, in closed loop, with
-policy and critic frozen::
+PPO learns on GridLife with the scent of food, shielded by a critic that learns beside it, at the threshold that
+``CalibrationCallback`` finds for each confidence. Every decision near the boundary (a smallest scaled margin below 0.5)
+is kept: the threshold in force, what the critic gave the executed action, the ``p_safe`` that was declared of it, and
+whether a constraint broke within the next 8 steps. Then policy, critic and threshold are frozen, and play test layouts,
+again in closed loop::
 
     python -m benchmarks.calibration                              # 3 seeds, 60k steps, 200 test episodes a confidence
     python -m benchmarks.calibration --seeds 1 --timesteps 10000  # a quick look
@@ -20,6 +18,7 @@ those of one depend on each other), so what is realised is a mean over episodes;
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,46 +40,49 @@ from persist_sb3.models.base import rebuild
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield import EnumeratedShield
-from persist_sb3.shield.calibration import EDGES, Calibration, bins_of
+from persist_sb3.shield.calibration import Calibration
 from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInternalState
 
 CONFIDENCES = 0.8, 0.9, 0.95, 0.99
 HORIZON, NEAR = 8, 0.5
-#: Of the shield while the agent learns, as shipped.
-THRESHOLD = 0.1
+#: Episodes before those that count: there must be something to go by.
+FIRST = 50
 ENVS, TEST_ENVS = 8, 20
+
+#: Of an episode's decisions near the boundary, those that passed: the ``p_safe`` declared, and whether they were safe.
+Passed = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
 class Stream:
     """What was decided in ``T`` steps of ``n`` environments, and what came of it."""
 
-    value: NDArray[np.float32]  # of the executed action, (T, n)
-    near: NDArray[np.bool_]  # whether the decision was near the boundary, (T, n)
+    passed: NDArray[np.bool_]  # whether it was near the boundary, and let through, (T, n)
+    declared: NDArray[np.float32]  # its p_safe, (T, n)
     broken: NDArray[np.bool_]  # whether a constraint is broken after the step, (T, n)
     done: NDArray[np.bool_]  # (T, n)
 
-    def episodes(self) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    def episodes(self) -> list[Passed]:
         """
-        :return: of each episode that ended, in the order in which they did, the values of its decisions near the
-            boundary and whether they were safe; decisions whose fate lies beyond the end are left out
+        :return: of each episode that ended, in the order in which they did; decisions whose fate lies beyond the end
+            are left out
         """
         found = []
         begun = np.zeros(self.done.shape[1], dtype=np.intp)
         for end, slot in np.argwhere(self.done):
             begin, begun[slot] = begun[slot], end + 1
-            rows = begin + np.flatnonzero(self.near[begin : end + 1, slot])
+            rows = begin + np.flatnonzero(self.passed[begin : end + 1, slot])
             breaks = begin + np.flatnonzero(self.broken[begin : end + 1, slot])
             # The first step at or after the decision that breaks something.
             following = np.append(breaks, np.iinfo(np.intp).max)[np.searchsorted(breaks, rows)]
             safe = following >= rows + HORIZON
             known = ~safe | (rows + HORIZON <= end + 1)
-            found.append((self.value[rows, slot][known], safe[known]))
+            found.append((self.declared[rows, slot][known], safe[known]))
         return found
 
 
 class Recorder(CalibrationCallback):
-    """Keeps what :class:`~persist_sb3.callbacks.CalibrationCallback` reads."""
+    """Keeps what :class:`~persist_sb3.callbacks.CalibrationCallback` reads and declares."""
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
@@ -89,8 +91,9 @@ class Recorder(CalibrationCallback):
     def _decide(self, step: Transitions) -> None:
         super()._decide(step)
         row = self._now % self.horizon
+        passed = self._open[row] & (self._value[row] >= np.float32(self.calibration.threshold))
         broken = self.spec.viability.margins(step.next_internal).min(axis=1) < 0.0
-        self._rows.append((self._value[row].copy(), self._open[row].copy(), broken, step.done))
+        self._rows.append((passed, self._declared[row].copy(), broken, step.done))
 
     def stream(self) -> Stream:
         """
@@ -99,21 +102,22 @@ class Recorder(CalibrationCallback):
         return Stream(*map(np.array, zip(*self._rows, strict=True)))
 
 
-def train(seed: int, timesteps: int, folder: Path) -> tuple[PPO, Stream]:
+def train(conf: float, seed: int, timesteps: int, folder: Path) -> tuple[PPO, Stream]:
     """
+    :param conf: confidence asked for
     :param seed: of everything
     :param timesteps: of the agent
     :param folder: where agent and stream are kept; trained anew if they are not there
-    :return: the agent, with its critic, and what was decided while it learned
+    :return: the agent, with its critic and calibration, and what was decided while it learned
     """
-    agent, kept = folder / f"{timesteps}-{seed}.zip", folder / f"{timesteps}-{seed}.npz"
+    agent, kept = (folder / f"{timesteps}-{conf}-{seed}{suffix}" for suffix in (".zip", ".npz"))
     if agent.is_file() and kept.is_file():
         return PPO.load(agent, device="cpu"), Stream(**np.load(kept))
     venv = VecInternalState(GridLifeVecEnv(ENVS, flat=True, scent=True))
     layers = VecHomeostatReward(venv, w=[1.0, 0.5, 1.5], weight=0.5, alive_bonus="auto", death_penalty=20.0)
     model = PPO(
         "MlpPolicy",
-        VecMonitor(VecActionShield(layers, threshold=THRESHOLD)),
+        VecMonitor(VecActionShield(layers, threshold="calibrated", conf=conf)),
         learning_rate=7e-4,
         n_steps=256,
         batch_size=256,
@@ -132,83 +136,19 @@ def train(seed: int, timesteps: int, folder: Path) -> tuple[PPO, Stream]:
     return model, stream
 
 
-class Ledger:
-    """What was declared of the decisions that passed, and what they turned out to be."""
-
-    def __init__(self) -> None:
-        #: Of each episode: decisions that passed, safe ones among them, and the sum of their ``p_safe``.
-        self.rows: list[tuple[int, int, float]] = []
-
-    def add(self, calibration: Calibration, values: NDArray[np.float32], safe: NDArray[np.bool_]) -> None:
-        """
-        :param calibration: as it is before the episode ends
-        :param values: of the episode's decisions
-        :param safe: what became of them
-        """
-        passed = values >= np.float32(calibration.threshold)
-        if passed.any():
-            promised = float(calibration.p_safe(values[passed]).sum())
-            self.rows.append((int(passed.sum()), int(safe[passed].sum()), promised))
-
-    def figures(self) -> dict[str, Any]:
-        """
-        :return: ``realised``, the mean over episodes of their shares of safe decisions, which is what a threshold
-            declares to be ``conf`` at least, and the limits of its 95 % bootstrap interval; ``decisions``, the share of
-            all decisions that was safe, which is what ``declared``, their mean ``p_safe``, says
-        """
-        if not self.rows:
-            return {"episodes": 0, "realised": None, "interval": None, "decisions": None, "declared": None}
-        passed, safe, promised = np.array(self.rows).T
-        shares = safe / passed
-        draws = np.random.default_rng(0).integers(len(shares), size=(2000, len(shares)))
-        declared = float(promised.sum() / passed.sum())
-        return {
-            "episodes": len(shares),
-            "realised": float(shares.mean()),
-            "interval": np.quantile(shares[draws].mean(axis=1), [0.025, 0.975]).tolist(),
-            "decisions": float(safe.sum() / passed.sum()),
-            "declared": declared if np.isfinite(declared) else None,
-        }
-
-
-def follow(
-    spec: StateSpec, conf: float, episodes: list[tuple[NDArray[np.float32], NDArray[np.bool_]]], seed: int
-) -> tuple[Calibration, dict[str, Any]]:
-    """
-    :param spec: the environment's state and actions
-    :param conf: confidence asked for
-    :param episodes: in the order in which they ended
-    :param seed: of the draws
-    :return: the calibration after the last episode, and how it did from the first hundredth episode on
-    """
-    calibration = Calibration(spec, conf, HORIZON, start=THRESHOLD)
-    generator, ledger = np.random.default_rng(seed), Ledger()
-    for number, (values, safe) in enumerate(episodes):
-        if number >= 100:
-            ledger.add(calibration, values, safe)
-        bins = bins_of(values)
-        made, kept = np.zeros((2, len(EDGES)), dtype=np.intp)
-        np.add.at(made, bins, 1)
-        np.add.at(kept, bins, safe)
-        calibration.add(made, kept, generator.random())
-        if number % 10 == 9:
-            calibration.fit()
-    return calibration, {**ledger.figures(), "threshold": calibration.threshold, "certified": calibration.certified}
-
-
-def play(model: PPO, spec: StateSpec, critic: ViabilityCritic, threshold: float, episodes: int) -> Stream:
+def play(model: PPO, spec: StateSpec, critic: ViabilityCritic, calibration: Calibration, episodes: int) -> Stream:
     """
     :param model: whose policy
     :param spec: the environment's state and actions
     :param critic: judges
-    :param threshold: of the shield
+    :param calibration: its threshold is in force
     :param episodes: on test layouts, the same number in each environment
     :return: what was decided, by policy and shield
     """
     venv = GridLifeVecEnv(TEST_ENVS, flat=True, scent=True, split="test")
     venv.seed(1_000_000)
     torch.manual_seed(0)
-    shield = EnumeratedShield(spec, critic, threshold)
+    shield = EnumeratedShield(spec, critic, calibration.threshold)
     observation: Any = venv.reset()
     x = venv.get_internal()
     left = np.full(TEST_ENVS, episodes // TEST_ENVS)
@@ -218,13 +158,35 @@ def play(model: PPO, spec: StateSpec, critic: ViabilityCritic, threshold: float,
         state = spec.encode(observation, x)
         action = shield.decide(state, proposed).action
         value = critic.values(state)[np.arange(TEST_ENVS), action, 0]
-        margin = spec.viability.margins(x).min(axis=1)
+        near = spec.viability.margins(x).min(axis=1) < NEAR
         observation, _, dones, infos = venv.step(action)
         broken = spec.viability.margins(np.stack([info["internal"] for info in infos])).min(axis=1) < 0.0
-        rows.append((value, (margin < NEAR) & (left > 0), broken, dones))
+        passed = near & (left > 0) & (value >= np.float32(calibration.threshold))
+        rows.append((passed, calibration.p_safe(value), broken, dones))
         left -= dones & (left > 0)
         x = venv.get_internal()
     return Stream(*map(np.array, zip(*rows, strict=True)))
+
+
+def figures(episodes: list[Passed]) -> dict[str, Any]:
+    """
+    :param episodes: what passed in each
+    :return: ``realised``, the mean over episodes of their shares of safe decisions, which is what a threshold declares
+        to be ``conf`` at least, and the limits of its 95 % bootstrap interval; ``decisions``, the share of all
+        decisions that was safe, which is what ``declared``, their mean ``p_safe``, says
+    """
+    episodes = [episode for episode in episodes if len(episode[1])]
+    shares = np.array([safe.mean() for _, safe in episodes])
+    draws = np.random.default_rng(0).integers(len(shares), size=(2000, len(shares)))
+    declared, safe = (np.concatenate(parts) for parts in zip(*episodes, strict=True))
+    told = np.isfinite(declared)
+    return {
+        "episodes": len(shares),
+        "realised": float(shares.mean()),
+        "interval": np.quantile(shares[draws].mean(axis=1), [0.025, 0.975]).tolist(),
+        "decisions": float(safe[told].mean()),
+        "declared": float(declared[told].mean()),
+    }
 
 
 def draw(results: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
@@ -238,13 +200,9 @@ def draw(results: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> Non
         axis.fill_between([0.75, 1.0], [0.73, 0.98], [0.77, 1.02], color="k", alpha=0.08)
         for number, (phase, by_conf) in enumerate(results.items()):
             points = [
-                ({**seed, "conf": float(conf)}[said], seed[came])
-                for conf, seeds in by_conf.items()
-                for seed in seeds
-                if seed[came] is not None and seed["declared"] is not None
+                ({**seed, "conf": float(conf)}[said], seed[came]) for conf, seeds in by_conf.items() for seed in seeds
             ]
-            if points:
-                axis.plot(*np.array(points).T, "o", color=f"C{number}", markersize=4, alpha=0.7, label=phase)
+            axis.plot(*np.array(points).T, "o", color=f"C{number}", markersize=4, alpha=0.7, label=phase)
     axes[0].set_xlabel("confidence asked for")
     axes[0].set_ylabel("safe for 8 steps: mean share of an episode")
     axes[1].set_xlabel("mean p_safe of what passed")
@@ -272,24 +230,19 @@ def main() -> None:
     venv = GridLifeVecEnv(1, flat=True, scent=True)
     spec = StateSpec(venv.observation_space, venv.action_space, venv.viability)
     with Progress() as progress:
-        bar = progress.add_task("training and playing", total=own.seeds * (1 + len(CONFIDENCES)))
-        for seed in range(own.seeds):
-            model, stream = train(seed, own.timesteps, own.folder)
+        bar = progress.add_task("training and playing", total=own.seeds * len(CONFIDENCES))
+        for conf, seed in product(CONFIDENCES, range(own.seeds)):
+            model, stream = train(conf, seed, own.timesteps, own.folder)
             state: Any = model.persist  # type: ignore[attr-defined]
-            critic = state.bundle().get("viability") or rebuild(state.pending["viability"], spec, ViabilityCritic)
+            critic, calibration = (
+                state.bundle().get(name) or rebuild(state.pending[name], spec, kind)
+                for name, kind in (("viability", ViabilityCritic), ("calibration", Calibration))
+            )
+            after = play(model, spec, critic, calibration, own.episodes)
+            ends = {"threshold": calibration.threshold, "certified": calibration.certified}
+            for phase, episodes in zip(phases, (stream.episodes()[FIRST:], after.episodes()), strict=True):
+                results[phase][str(conf)].append({**figures(episodes), **ends})
             progress.advance(bar)
-            played: dict[float, list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = {}
-            for conf in CONFIDENCES:
-                calibration, figures = follow(spec, conf, stream.episodes(), seed)
-                results[phases[0]][str(conf)].append(figures)
-                threshold = calibration.threshold
-                if threshold not in played:
-                    played[threshold] = play(model, spec, critic, threshold, own.episodes).episodes()
-                ledger = Ledger()
-                for values, safe in played[threshold]:
-                    ledger.add(calibration, values, safe)
-                results[phases[1]][str(conf)].append({**ledger.figures(), "threshold": threshold})
-                progress.advance(bar)
 
     title = f"Decisions near the boundary, {own.timesteps:,} steps, {own.seeds} seeds: mean (range)"
     table = Table("", "confidence", "realised", "p_safe", "safe decisions", "threshold", "episodes", title=title)
@@ -297,8 +250,8 @@ def main() -> None:
         for conf, seeds in by_conf.items():
             cells = []
             for key in ("realised", "declared", "decisions", "threshold"):
-                values = [seed[key] for seed in seeds if seed[key] is not None]
-                cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-")
+                values = [seed[key] for seed in seeds]
+                cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
             table.add_row(phase, conf, *cells, f"{np.mean([seed['episodes'] for seed in seeds]):.0f}")
     Console(width=140).print(table)
     own.output.mkdir(parents=True, exist_ok=True)
