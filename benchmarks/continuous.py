@@ -7,6 +7,7 @@ Agents that are there already are not trained again, so the benchmark can be int
 of the other environments as they are::
 
     python -m benchmarks.continuous                               # 3 seeds of all
+    python -m benchmarks.continuous --only GridLifeContinuousScent-v0
     python -m benchmarks.continuous --seeds 1 --fraction 0.4      # a quick look
 """
 
@@ -33,6 +34,8 @@ from persist_sb3.runs import Run
 from persist_sb3.train import train
 
 HOMEOSTAT = "persist_sb3.wrappers.VecHomeostatReward"
+SHIELD = "persist_sb3.wrappers.VecActionShield"
+CRITIC = "persist_sb3.callbacks.ViabilityCallback"
 CONDITIONS = ("bare SB3", "homeostat", "homeostat + shield")
 
 Figures = dict[str, float]
@@ -64,6 +67,8 @@ TASKS = {
     "Pendulum-v1": Task("sac", 20_100),
     # Its policy is sampled in training, and so it is in the test.
     "GridLifeContinuous-v0": Task("ppo", 100_000, deterministic=False),
+    # Shipped with every layer there is.
+    "GridLifeContinuousScent-v0": Task("sac", 100_000, deterministic=False),
 }
 
 
@@ -75,12 +80,20 @@ def options(env_id: str, task: Task, condition: str) -> list[str]:
     :return: what ``train.py`` is told
     """
     given = [] if task.package is None else ["--gym-packages", task.package]
+    shipped = hyperparams.load(task.algo)
+    entry, apart = shipped[env_id], env_id + hyperparams.SHIELDED in shipped
     if condition == "homeostat + shield":
-        return [*given, "--shield"]
-    if condition == "homeostat":
+        return [*given, "--shield"] if apart else given
+    if condition == "homeostat" and apart:
         return given
-    layers = hyperparams.load(task.algo)[env_id]["vec_env_wrapper"]
-    return [*given, "-params", f"vec_env_wrapper:{[unseen(layer) for layer in layers if name_of(layer) != HOMEOSTAT]}"]
+    layers, callbacks = entry["vec_env_wrapper"], entry["callback"]
+    layers = [layer for layer in layers if name_of(layer) != SHIELD]
+    if condition != "homeostat":
+        layers = [unseen(layer) for layer in layers if name_of(layer) != HOMEOSTAT]
+    if apart:
+        return [*given, "-params", f"vec_env_wrapper:{layers}"]
+    callbacks = [callback for callback in callbacks if name_of(callback) != CRITIC]
+    return [*given, "-params", f"vec_env_wrapper:{layers}", f"callback:{callbacks}"]
 
 
 def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, logs: Path) -> Path:
@@ -108,7 +121,7 @@ def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, 
 
 def name_of(layer: str | dict[str, Any]) -> str:
     """
-    :param layer: an entry of ``vec_env_wrapper``
+    :param layer: an entry of ``vec_env_wrapper`` or ``callback``
     :return: its class
     """
     return layer if isinstance(layer, str) else next(iter(layer))

@@ -13,7 +13,7 @@ those that stay in it, the share that does not)::
     python -m benchmarks.kernel --only reachability classifier     # some of them
     python -m benchmarks.kernel --seeds 1 --timesteps 10000        # a quick look
 
-``--only`` leaves the results of the other objectives as they are, if all other parameters are the same.
+Critics that were measured already are not trained again, so the benchmark can be interrupted.
 """
 
 import argparse
@@ -197,6 +197,27 @@ def truth(layout_seed: int, states: int, seed: int) -> Truth:
     return Truth(state, lower, lower == upper, keeps, decided, margin, margins)
 
 
+def measured(
+    name: str, seed: int, timesteps: int, worlds: list[Truth], demonstrations: Demonstrations, file: Path
+) -> dict[str, Any]:
+    """
+    :param name: of the condition
+    :param seed: of the critic
+    :param timesteps: of experience
+    :param worlds: what is true
+    :param demonstrations: of the planner
+    :param file: where its figures are kept; if they are there already, it is not trained again
+    :return: what is shown of it
+    """
+    if not file.is_file():
+        critic = train(CONDITIONS[name], demonstrations, seed, timesteps)
+        figures = measure(worlds, [critic.values(world.state)[:, :, 0] for world in worlds])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(figures))
+    kept: dict[str, Any] = json.loads(file.read_text())
+    return kept
+
+
 def auroc(score: NDArray[Any], positive: NDArray[np.bool_]) -> float:
     """
     :param score: ``(n,)``
@@ -263,6 +284,7 @@ def main() -> None:
     parser.add_argument("--layouts", type=int, default=6, help="test layouts")
     parser.add_argument("--states", type=int, default=2000, help="a layout")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"objectives, of {list(CONDITIONS)}. Default: all")
+    parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/kernel"), help="where figures are kept")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     own = parser.parse_args()
     if own.only and (unknown := set(own.only) - set(CONDITIONS)):
@@ -281,27 +303,24 @@ def main() -> None:
         )
         names = own.only or list(CONDITIONS)
         bar = progress.add_task("training", total=len(names) * own.seeds)
+        kept = own.folder / f"{own.timesteps}-{own.layouts}-{own.states}"
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for name in names:
             for seed in range(own.seeds):
-                critic = train(CONDITIONS[name], demonstrations, seed, own.timesteps)
-                found[name].append(measure(worlds, [critic.values(world.state)[:, :, 0] for world in worlds]))
+                file = kept / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}.json"
+                found[name].append(measured(name, seed, own.timesteps, worlds, demonstrations, file))
                 progress.advance(bar)
     # What needs no learning: the margin at hand, and, by the true dynamics, after each action.
     at_hand = measure(worlds, [np.repeat(w.margin[:, None], len(ACTIONS), axis=1).astype(np.float32) for w in worlds])
     one_step = measure(worlds, [w.next_margin.astype(np.float32) for w in worlds])
 
     parameters = {key: getattr(own, key) for key in ("seeds", "timesteps", "layouts", "states")}
-    file = own.output / "kernel.json"
-    kept = json.loads(file.read_text()) if file.is_file() else {}
-    before = kept["objectives"] if kept.get("parameters") == parameters else {}
-    results = {name: found.get(name, before.get(name)) for name in CONDITIONS if name in found or name in before}
     title = f"{own.layouts} unseen layouts, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]"
     table = Table("", *FIGURES, title=title)
     for name, figures in (("margin at hand", at_hand), ("margin after the action, true dynamics", one_step)):
         table.add_row(name, *(f"{figures[figure]:.3f}" for figure in FIGURES))
-    estimates = {f: intervals({n: np.array([s[f] for s in seeds]) for n, seeds in results.items()}) for f in FIGURES}
-    for name in results:
+    estimates = {f: intervals({n: np.array([s[f] for s in seeds]) for n, seeds in found.items()}) for f in FIGURES}
+    for name in names:
         cells = (estimates[figure][name] for figure in FIGURES)
         table.add_row(name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in cells))
     Console(width=160).print(table)
@@ -312,11 +331,11 @@ def main() -> None:
         "thresholds": THRESHOLDS.tolist(),
         "margin at hand": at_hand,
         "margin after the action, true dynamics": one_step,
-        "objectives": results,
+        "objectives": found,
     }
     own.output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(written, indent=2) + "\n")
-    draw(results, own.output / "kernel.png")
+    (own.output / "kernel.json").write_text(json.dumps(written, indent=2) + "\n")
+    draw(found, own.output / "kernel.png")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ A PPO agent is trained without a shield, with the shipped reward and the scent o
 viability critic, the internal model, the world model and the safety network beside it, on its transitions. The policy
 is then frozen, and plays the same test layouts under each mode of the shield; "true dynamics" imagines in copies of the
 worlds themselves, slips and regrowth drawn anew, with the same critic. Agreement is measured on the states that the
-shielded policy comes to, over all actions; "itself" asks the search twice, with other chance::
+shielded policy comes to, over all actions. "itself" asks the search again, with other chance, and "its majority" is
+what it says most often of ten times: nothing that answers a state always alike can agree with it more::
 
     nice python benchmarks/shield_modes.py                                     # about 10 minutes of CPU
     python benchmarks/shield_modes.py --timesteps 20000 --episodes 40          # a quick look
+    python benchmarks/shield_modes.py --agent agent.zip --modes search critic  # in parts: others' rows are kept
 """
 
 import argparse
@@ -40,6 +42,7 @@ from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.models.base import rebuild
 from persist_sb3.models.imagination import LearnedDynamics
 from persist_sb3.models.spec import Floats, StateSpec
+from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield import Decision, EnumeratedShield
 from persist_sb3.shield.amortised import AmortisedVerifier
 from persist_sb3.shield.rollouts import Course, CriticBackup, RolloutVerifier
@@ -51,6 +54,8 @@ from persist_sb3.wrappers.action_shield import KINDS
 RESULTS = Path(__file__).parent / "results" / "shield_modes.json"
 NEVER = 10**9
 ENVS = 20
+#: States that are asked about, and how often.
+STATES, REPEATS = 1000, 10
 MODELS = ("viability", "internal_model", "world_model", "safety")
 
 
@@ -231,7 +236,7 @@ def cost(decide: Callable[[Floats, NDArray[Any]], Any], outcome: Outcome, num_en
 
 def compare(answer: NDArray[np.bool_], guess: NDArray[np.bool_]) -> dict[str, float]:
     """
-    :param answer: which actions the search passes, ``(b, k)``
+    :param answer: which actions the search passes, ``(b,)``
     :param guess: which the other passes
     :return: shares
     """
@@ -310,7 +315,10 @@ def main() -> None:
     makers["search, true dynamics"] = true_dynamics(None)
     makers["search, true dynamics, policy goes on"] = true_dynamics(policy)
 
-    results: dict[str, Any] = {"parameters": {k: v for k, v in vars(arguments).items() if isinstance(v, int | float)}}
+    parameters = {k: v for k, v in vars(arguments).items() if isinstance(v, int | float)}
+    results: dict[str, Any] = {"parameters": parameters}
+    if arguments.output.is_file() and (kept := json.loads(arguments.output.read_text()))["parameters"] == parameters:
+        results = kept
     table = Table(title=f"One policy, {arguments.episodes} test episodes under each mode of the shield")
     for column in (
         "",
@@ -352,32 +360,47 @@ def main() -> None:
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     if "search" not in outcomes:
         return
-    states = outcomes["search"].states[:2000]
+    agreement = compare_verdicts(outcomes["search"].states[:STATES], search(learned), amortised, critic, threshold)
+    results |= agreement
+    table = Table(title=f"Verdicts against the search's, which rejects {agreement['rejected by the search']:.1%}")
+    for column in ("", *agreement["verdicts: itself"]):
+        table.add_column(column, justify="right" if column else "left")
+    for name, shares in agreement.items():
+        if name.startswith("verdicts"):
+            table.add_row(name.removeprefix("verdicts: "), *(f"{share:.1%}" for share in shares.values()))
+    Console(width=130).print(table)
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def compare_verdicts(
+    states: Floats, search: RolloutVerifier, amortised: AmortisedVerifier, critic: ViabilityCritic, threshold: float
+) -> dict[str, Any]:
+    """
+    :param states: ``(n, D)``
+    :param search: whose answers count
+    :param amortised: the safety network
+    :param critic: values actions
+    :param threshold: of the critic
+    :return: how often the others' verdicts on all actions are the search's
+    """
+    spec = critic.spec
     everything = (
         np.repeat(states, len(spec.actions), axis=0),
         np.tile(spec.encode_action(spec.actions), (len(states), 1)),
     )
     # A change too small to matter, which draws other chance.
-    again = everything[0] * np.float32(1.0 + 1e-6), everything[1]
-    judge = search(learned)
-    shape = len(states), len(spec.actions)
-    answer = judge(*everything).safe.reshape(shape)
+    answers = np.array([search(everything[0] * np.float32(1.0 + 1e-6 * i), everything[1]).safe for i in range(REPEATS)])
+    answer = answers[0]
     guesses = {
-        "itself": judge(*again).safe.reshape(shape),
-        "amortised": amortised(*everything).safe.reshape(shape),
-        "critic": critic.values(states)[:, :, 0] >= threshold,
+        "itself": answers[1],
+        "its majority": answers[1:].mean(axis=0) >= 0.5,
+        "amortised": amortised(*everything).safe,
+        "critic": critic.values(states)[:, :, 0].ravel() >= threshold,
     }
-    results["rejected by the search"] = float((~answer).mean())
-    agreement = Table(
-        title=f"Verdicts against those of the search, which rejects {(~answer).mean():.1%} of the actions"
-    )
-    for column in ("", *compare(answer, answer)):
-        agreement.add_column(column, justify="right" if column else "left")
-    for name, guess in guesses.items():
-        results[f"verdicts: {name}"] = shares = compare(answer, guess)
-        agreement.add_row(name, *(f"{share:.1%}" for share in shares.values()))
-    Console(width=130).print(agreement)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    return {
+        "rejected by the search": float((~answer).mean()),
+        **{f"verdicts: {name}": compare(answer, guess) for name, guess in guesses.items()},
+    }
 
 
 def load_models(state: PersistState, spec: StateSpec) -> dict[str, Any]:

@@ -107,6 +107,35 @@ def test_what_cannot_be_certified_is_called_so() -> None:
     assert calibration.threshold <= EDGES[ZERO + 4]
 
 
+def test_a_threshold_comes_down_a_step_at_a_time() -> None:
+    """What looks safe from above may be so only because nobody went there."""
+    calibration = Calibration(SPEC, 0.9, step_size=0.0, episodes=200, start=0.5)
+    made = np.zeros(len(EDGES), dtype=np.intp)
+    made[-1] = 1
+    steps = []
+    for _ in range(4):
+        for _ in range(100):
+            calibration.add(made, made, 0.5)
+        calibration.fit()
+        steps.append(calibration.threshold)
+    np.testing.assert_allclose(steps, [0.45, 0.4, 0.35, 0.3], atol=1e-9)
+    assert calibration.certified
+    # Below 0.3 most decisions turn out to be wrong: it stays, and goes back up.
+    worse = made.copy()
+    worse[bins_of(np.array([0.25]))] = 1
+    for _ in range(3):
+        for _ in range(100):
+            calibration.add(worse, worse if calibration.threshold >= 0.3 else made, 0.9)
+        calibration.fit()
+    assert calibration.threshold >= 0.25
+    # An episode that began under a higher threshold is one of that.
+    late = Calibration(SPEC, 0.9, step_size=0.0, start=0.2)
+    for _ in range(100):
+        late.add(made, made, 0.5, force=0.6)
+    late.fit()
+    assert late.threshold == pytest.approx(0.55)
+
+
 def test_the_level_follows_the_errors() -> None:
     # Gibbs & Candès, Proposition 4.1: |share of errors - alpha| <= (max(alpha, 1 - alpha) + step) / (step * episodes).
     # It holds for any sequence, if the level says who is passed: here everyone below the level errs.

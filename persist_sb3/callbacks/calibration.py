@@ -116,6 +116,8 @@ class CalibrationCallback(PersistCallback):
         #: Of the episodes in progress, by bin.
         self._made = np.zeros((n, bins), dtype=np.intp)
         self._kept = np.zeros((n, bins), dtype=np.intp)
+        #: The greatest threshold that was in force in it.
+        self._force = np.full(n, -np.inf)
         self._unfitted = 0
         self._begin_log()
         super()._on_training_start()
@@ -144,6 +146,7 @@ class CalibrationCallback(PersistCallback):
         self._value[row] = value
         self._declared[row] = self.calibration.p_safe(value)
         self._open[row] = (margin >= 0.0) & (margin < self.near) & np.isfinite(value)
+        np.maximum(self._force, self.calibration.threshold, out=self._force)
 
     def _valued(self, step: Transitions) -> Floats:
         state = self.spec.encode(step.observation, step.internal)
@@ -170,8 +173,9 @@ class CalibrationCallback(PersistCallback):
             return
         self._open[:, ended] = False
         for slot, draw in zip(ended.tolist(), self.generator.random(len(ended)).tolist(), strict=True):
-            self.calibration.add(self._made[slot], self._kept[slot], draw)
+            self.calibration.add(self._made[slot], self._kept[slot], draw, float(self._force[slot]))
         self._made[ended] = self._kept[ended] = 0
+        self._force[ended] = -np.inf
         self._unfitted += len(ended)
         if self._unfitted >= self.fit_freq:
             self._unfitted = 0

@@ -32,8 +32,11 @@ class Calibration(Model):
     - :attr:`threshold`, the least value ``t``, not below 0, such that a decision valued ``t`` or more is safe with
       probability ``level``. It is found by testing one threshold after the other, the greatest first, until one fails
       (learn then test, Angelopoulos et al., 2021), each by an exact binomial bound (Clopper & Pearson, 1934). Decisions
-      of one episode depend on each other, so each episode contributes one, drawn at random. Where none is certified, it
-      is that with the greatest lower bound, and :attr:`certified` is false.
+      of one episode depend on each other, so each episode contributes one, drawn at random. A shield that refuses what
+      is valued less than ``t`` leads elsewhere than one that does not, so an episode says nothing of thresholds more
+      than one step below the greatest that was in force in it: a threshold comes down a step at a time, each seen in
+      closed loop before the next. Where none is certified, it is that with the greatest lower bound, and
+      :attr:`certified` is false.
 
     The level follows adaptive conformal inference (Gibbs & Candès, NeurIPS 2021): an episode whose decision went wrong
     asks for more, one whose decision did not asks for a little less, so that the share of wrong ones comes to
@@ -52,6 +55,7 @@ class Calibration(Model):
     made: torch.Tensor
     kept: torch.Tensor
     draw: torch.Tensor
+    force: torch.Tensor
     count: torch.Tensor
     level: torch.Tensor
     limit: torch.Tensor
@@ -77,6 +81,8 @@ class Calibration(Model):
         self.register_buffer("kept", torch.zeros(episodes, bins, dtype=torch.int64))
         #: Uniform in [0, 1): which decision of the episode counts.
         self.register_buffer("draw", torch.zeros(episodes, dtype=torch.float64))
+        #: The greatest threshold that was in force in it.
+        self.register_buffer("force", torch.full((episodes,), start, dtype=torch.float64))
         #: Episodes so far.
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         #: What is asked of the threshold now.
@@ -103,13 +109,14 @@ class Calibration(Model):
         curve = self.curve.numpy()[bins_of(value)].astype(np.float32)
         return np.where(np.isfinite(value), curve, np.float32(np.nan))
 
-    def add(self, made: Counts, kept: Counts, draw: float) -> None:
+    def add(self, made: Counts, kept: Counts, draw: float, force: float | None = None) -> None:
         """
         Remember an episode, and forget the oldest.
 
         :param made: its decisions, by bin of their value, ``(b,)``
         :param kept: how many of them were safe, ``(b,)``
         :param draw: uniform in [0, 1)
+        :param force: the greatest threshold that was in force in it. Default: :attr:`threshold`
         """
         if not made.any():
             return
@@ -120,6 +127,7 @@ class Calibration(Model):
             self.level += self.step_size * (wrong - (1.0 - self.conf))
         row = int(self.count) % self.episodes
         self.made[row], self.kept[row], self.draw[row] = torch.as_tensor(made), torch.as_tensor(kept), draw
+        self.force[row] = self.threshold if force is None else force
         self.count += 1
 
     def fit(self) -> None:
@@ -130,6 +138,9 @@ class Calibration(Model):
         made, kept = self.made.numpy()[:rows], self.kept.numpy()[:rows]
         self.curve.copy_(torch.as_tensor(increasing(made.sum(axis=0), kept.sum(axis=0))))
         outcomes = drawn(made, kept, self.draw.numpy()[:rows])
+        # Bins of equal width: an edge lies as far below the next as the first below the second.
+        lowest = bins_of(self.force.numpy()[:rows])[:, None] - 1
+        outcomes = np.where(np.arange(len(EDGES)) >= lowest, outcomes, np.int8(-1))
         lower = lower_bound((outcomes == 1).sum(axis=0), (outcomes >= 0).sum(axis=0), ERROR)
         index, certified = first_enough(lower[ZERO:], float(self.level))
         self.limit.fill_(EDGES[ZERO + index])
