@@ -14,6 +14,7 @@ from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble
 from persist_sb3.models.prediction import Clip, Distribution, PredictiveModel, sigmoid
 from persist_sb3.models.spec import StateSpec
 
+
 class DynamicsModel(PredictiveModel):
     """
     An ensemble of networks that predict, from ``s`` and an action, the distribution of a part of ``s'`` (the
