@@ -150,8 +150,10 @@ def test_a_run_is_shown(run: FakeRun) -> None:
 
 
 def test_the_intrinsic_reward_is_shown_against_the_time_alive(run: FakeRun) -> None:
-    metrics = MetricsCallback(log_freq=100)
-    callbacks = [metrics, RNDCallback(learning_starts=32), TrackCallback(log_freq=256, video_freq=0)]
+    learning = shielding()
+    metrics = learning[0]
+    assert isinstance(metrics, MetricsCallback)
+    callbacks = [*learning, RNDCallback(learning_starts=32), TrackCallback(log_freq=256, video_freq=0)]
     learn(VecRNDBonus(gridlife()), callbacks, steps=256)
     curve = [page["persist/intrinsic_by_time_alive"] for page in run.pages if len(page) > 1][-1]
     paid = [episode.reward_terms["intrinsic"] / episode.length for episode in metrics.recent]
