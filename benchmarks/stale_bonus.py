@@ -6,7 +6,7 @@ episode are the least that it takes to get there. Without a bonus; with `RNDBonu
 each bonus as it was (stale); with the same in `RecomputedBonusReplayBuffer`, which pays what it is now. Scores: the
 share of the last fifth of the training episodes that reach the end, the share of the maze's cells that were visited,
 and how many times larger the bonuses kept in the buffer are, at the end of training, than the same ones would be now.
-CPU time per 1000 steps is that of the process, everything included::
+CPU time per 1000 steps is that of the process, everything included. Agents that were trained before are not again::
 
     python -m benchmarks.stale_bonus
     python -m benchmarks.stale_bonus --seeds 1 --timesteps 6000      # a quick look
@@ -15,6 +15,7 @@ CPU time per 1000 steps is that of the process, everything included::
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.agents import intervals
+from benchmarks.kept import kept
 from persist_sb3.buffers import RecomputedBonusReplayBuffer
 from persist_sb3.callbacks import RNDCallback
 from persist_sb3.wrappers import VecInternalState, VecRNDBonus
@@ -152,12 +154,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
     parser.add_argument("--timesteps", type=int, default=12_000, help="environment steps an agent")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("logs/benchmarks/stale_bonus"), help="what is there is kept"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
     work = [(condition, seed) for seed in range(arguments.seeds) for condition in CONDITIONS]
-    rows = {item: explore(*item, arguments.timesteps) for item in track(work, "training")}
+    rows = {
+        (condition, seed): kept(
+            arguments.folder / f"{arguments.timesteps}-{condition}-{seed}.json",
+            partial(explore, condition, seed, arguments.timesteps),
+        )
+        for condition, seed in track(work, "training")
+    }
     table = Table(title=f"SAC in a U-maze, {arguments.timesteps:,} steps, {arguments.seeds} seeds: mean [95 %]")
     table.add_column("")
     for condition in CONDITIONS:

@@ -49,6 +49,11 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
     ),
     "Rewards": (
         Chart("reward terms a step", ("persist/reward_terms/.*",), regex=True),
+        Chart("intrinsic share of the reward", ("persist/intrinsic_share",)),
+        Chart("intrinsic reward and time alive, rank correlation", ("persist/intrinsic_correlation",)),
+        Chart("novelty", ("persist/rnd/.*",), regex=True),
+        Chart("surprise", ("persist/surprise/.*",), regex=True),
+        Chart("empowerment", ("persist/empowerment/.*",), regex=True),
         Chart("policy entropy", ("persist/policy_entropy",)),
     ),
     "Shield": (
@@ -86,6 +91,7 @@ MEDIA: dict[str, tuple[Medium, ...]] = {
         Medium("persist/violations_by_constraint", "bars"),
         Medium("persist/margins/.*", "histogram"),
     ),
+    "Rewards": (Medium("persist/intrinsic_by_time_alive", "lines"),),
     "Shield": (Medium("persist/interventions", "table"), Medium("persist/calibration_plot", "lines")),
 }
 

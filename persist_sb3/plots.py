@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.evaluation import Episode
 from persist_sb3.metrics import EpisodeRecord, survival_curve
-from persist_sb3.summary import mean_interval
+from persist_sb3.summary import intrinsic_by_time_alive, mean_interval
 from persist_sb3.viability import ViabilitySet
 
 Floats = NDArray[np.float64]
@@ -273,16 +273,10 @@ def intrinsic(runs: Mapping[str, Sequence[EpisodeRecord]], groups: int = 10) -> 
     axes = figure.add_subplot()
     ends = {}
     for label, colour in colours(list(runs)).items():
-        time = np.array([episode.duration for episode in runs[label]], dtype=np.float64)
-        paid = np.array([episode.reward_terms["intrinsic"] / episode.length for episode in runs[label]])
-        # By their middle rank: episodes of one length stay together, and those of the horizon may be most of all.
-        before, upto = (np.searchsorted(np.sort(time), time, side=side) for side in ("left", "right"))
-        group = (groups * (before + upto)) // (2 * len(time))
-        members = [group == number for number in np.unique(group)]
-        intervals = [mean_interval(paid[rows]) for rows in members]
-        at, mean = [time[rows].mean() for rows in members], np.array([interval["mean"] for interval in intervals])
+        points = intrinsic_by_time_alive(runs[label], groups)
+        at, mean = [point["time_alive"] for point in points], np.array([point["mean"] for point in points])
         # A group of one has no interval.
-        error = np.nan_to_num([[mean - i["low"], i["high"] - mean] for mean, i in zip(mean, intervals, strict=True)])
+        error = np.nan_to_num([[point["mean"] - point["low"], point["high"] - point["mean"]] for point in points])
         style: dict[str, Any] = {"fmt": "o-", "color": colour, "capsize": 3, "markersize": 4, "label": label}
         axes.errorbar(at, mean, error.T, **style)
         ends[label] = (float(mean[-1]), label)

@@ -7,7 +7,8 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from persist_sb3.metrics import EpisodeRecord, SurvivalCurve, intrinsic_share, survival_curve
 
@@ -85,6 +86,44 @@ def intervention_rate(episodes: Sequence[EpisodeRecord]) -> float | None:
     return sum(counts) / sum(episode.length for episode in episodes) if len(counts) == len(episodes) else None
 
 
+def intrinsic_by_time_alive(episodes: Sequence[EpisodeRecord], groups: int = 10) -> list[dict[str, float]]:
+    """
+    The curve of the intrinsic reward against survival: whether those who live long are those who are paid for it.
+
+    :param episodes: at least one, each with the reward term ``intrinsic``
+    :param groups: most groups that they are put in by the time that they lasted without a violation, of about equally
+        many episodes; episodes of one length stay together
+    :return: of each group ``time_alive``, the mean of its times, and of the intrinsic reward per step what
+        :func:`mean_interval` says
+    """
+    time, paid = _time_and_intrinsic(episodes)
+    # By their middle rank: those of the horizon may be most of all.
+    group = np.floor(groups * (rankdata(time) - 0.5) / len(time))
+    members = [group == number for number in np.unique(group)]
+    return [{"time_alive": float(time[rows].mean()), **mean_interval(paid[rows])} for rows in members]
+
+
+def intrinsic_correlation(episodes: Sequence[EpisodeRecord]) -> float | None:
+    """
+    The same in one number.
+
+    :param episodes: any number
+    :return: Spearman's correlation between the time that an episode lasted without a violation and its intrinsic reward
+        per step; None if there is none, or one of the two is the same in all episodes
+    """
+    if not episodes or any("intrinsic" not in episode.reward_terms for episode in episodes):
+        return None
+    time, paid = _time_and_intrinsic(episodes)
+    if np.ptp(time) == 0.0 or np.ptp(paid) == 0.0:
+        return None
+    return float(np.corrcoef(rankdata(time), rankdata(paid))[0, 1])
+
+
+def _time_and_intrinsic(episodes: Sequence[EpisodeRecord]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    time = np.array([episode.duration for episode in episodes], dtype=np.float64)
+    return time, np.array([episode.reward_terms["intrinsic"] / episode.length for episode in episodes])
+
+
 def evaluation_figures(episodes: Sequence[EpisodeRecord], horizon: float) -> dict[str, Any]:
     """
     :param episodes: of an evaluation, at least one
@@ -128,6 +167,7 @@ def training_figures(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
     :return: the figures
     """
     end = max(episode.timestep for episode in episodes)
+    paid = [episode for episode in episodes if "intrinsic" in episode.reward_terms]
     last = [episode for episode in episodes if episode.timestep > 0.9 * end]
     return {
         "timesteps": end,
@@ -138,6 +178,8 @@ def training_figures(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
         "intervention_rate": intervention_rate(episodes),
         "deaths": deaths(episodes),
         "intrinsic_share": intrinsic_share(_sums(episodes)),
+        "intrinsic_correlation": intrinsic_correlation(paid),
+        "intrinsic_by_time_alive": intrinsic_by_time_alive(paid) if paid else None,
     }
 
 

@@ -58,7 +58,14 @@ def _training(run: Figures) -> dict[str, str]:
         "  in the last tenth": f"{run['violations_per_1k_steps_in_last_tenth']:.2f}",
         **_deaths(run),
         **_interventions(run),
+        **_intrinsic(run),
     }
+
+
+def _intrinsic(run: Figures) -> dict[str, str]:
+    share, correlation = run["intrinsic_share"], run["intrinsic_correlation"]
+    cells = {} if share is None else {"intrinsic share of the reward": _percent(share)}
+    return cells if correlation is None else cells | {"rank correlation with time alive": f"{correlation:+.2f}"}
 
 
 def _interventions(run: Figures) -> dict[str, str]:

@@ -15,7 +15,7 @@ from persist_sb3.models.heads import Heads
 from persist_sb3.models.imagination import KnownDynamics, LearnedDynamics, rollout
 from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.linear import LinearFit
-from persist_sb3.models.prediction import LOG_VAR_HIGH, LOG_VAR_LOW, beta_nll
+from persist_sb3.models.prediction import LOG_VAR_HIGH, LOG_VAR_LOW, Clip, beta_nll
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.world import WorldModel
 from persist_sb3.state import PersistState
@@ -165,12 +165,13 @@ def test_unflatten_reverses_flatten(space: spaces.Space[Any]) -> None:
 @pytest.mark.parametrize("kind", [InternalModel, WorldModel])
 def test_numpy_and_torch_agree(kind: Any) -> None:
     model, state, action, target = untrained(kind)
+    torch.nn.init.normal_(model.ensemble.weights[-1][..., -1])  # gates that are half open
     inputs = torch.as_tensor(state), torch.as_tensor(action)
     for fast, slow in zip(model.moments(state, action), model.predict(*inputs), strict=True):
         np.testing.assert_allclose(fast, slow.detach(), rtol=1e-4, atol=1e-5)
     # The likelihood, from torch's own distributions.
     out, heads = model(*inputs), model.heads
-    expected, scale = model._behind(model._gated(*inputs)[1].clamp(0.0, 1.0), *inputs)
+    expected, scale = model._behind(model(*inputs).gate.clamp(0.0, 1.0), *inputs)
     numeric = torch.as_tensor(target[:, heads.numeric])
     total = torch.distributions.Normal(expected + scale * out.mean, scale * (0.5 * out.log_var).exp())
     likelihood = total.log_prob(numeric).sum(dim=2)
@@ -237,6 +238,7 @@ def test_log_variance_is_bounded() -> None:
 @pytest.mark.parametrize("kind", [InternalModel, WorldModel])
 def test_gradient_in_the_action_is_that_of_finite_differences(kind: Any) -> None:
     model, state, action, _ = untrained(kind)
+    torch.nn.init.normal_(model.ensemble.weights[-1][..., -1])  # gates that are half open
     model = model.double()
     inputs = torch.as_tensor(state[:3]).double(), torch.as_tensor(action[:3]).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda a: model.predict(inputs[0], a), inputs[1:], eps=1e-6, atol=1e-4)
@@ -277,6 +279,34 @@ def test_noise_that_depends_on_the_state_is_learned() -> None:
     fit(model, state, np.zeros((n, 1), dtype=np.float32), target.astype(np.float32))
     _, var = model.moments(state[:2], np.zeros((2, 1), dtype=np.float32))
     np.testing.assert_allclose(np.sqrt(var.mean(axis=(0, 2))), [0.02, 0.2], rtol=0.2)
+
+
+def test_the_gate_learns_where_nothing_moves() -> None:
+    """A ring of numbers turns by one, unless a flag says that it is blocked: the regression has to compromise."""
+    spec = make_spec(spaces.Box(-np.inf, np.inf, (13,), dtype=np.float32))
+    generator = np.random.default_rng(0)
+    n = 4000
+    ring, blocked = generator.normal(size=(n, 12)), np.arange(n) % 10 == 0
+    turned = np.where(blocked[:, None], ring, np.roll(ring, 1, axis=1))
+    state = np.column_stack([blocked, ring, np.full((n, 2), 0.5)]).astype(np.float32)
+    target = np.column_stack([blocked, turned]).astype(np.float32)
+    action = np.zeros((n, 1), dtype=np.float32)
+    torch.manual_seed(0)
+    model = WorldModel(spec, net_arch=[64], members=2)
+    fit(model, state[500:], action[500:], target[500:], steps=300)
+    mean, _ = model.moments(state[:500], action[:500])
+    expected = model.regress(state[:500], action[:500])
+    rows = blocked[:500]
+    wrong = [np.square(guess - target[:500])[rows].mean() for guess in (mean.mean(axis=0), expected)]
+    assert wrong[1] > 1.0 and wrong[0] < 0.02 * wrong[1]
+
+
+def test_the_clip_lets_gradients_back_inside_and_not_further_off() -> None:
+    gate = torch.tensor([-1.0, -1.0, 0.5, 0.5, 2.0, 2.0], requires_grad=True)
+    clipped: torch.Tensor = Clip.apply(gate)
+    (clipped * torch.tensor([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0])).sum().backward()  # descent goes up, down, up ...
+    assert clipped.tolist() == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
+    assert gate.grad is not None and gate.grad.tolist() == [-1.0, 0.0, -1.0, 1.0, 0.0, 1.0]
 
 
 def test_probabilities_of_a_markov_chain_are_learned() -> None:

@@ -55,6 +55,7 @@ def untrained(n: int = 5, **kwargs: Any) -> tuple[LatentModel, Any, Any, Any]:
     spec = make_spec()
     torch.manual_seed(0)
     model = LatentModel(spec, **SMALL | kwargs)
+    torch.nn.init.normal_(model.decoder[1].weight[-1])  # gates that are half open
     spec.observation_space.seed(0)
     rng = np.random.default_rng(0)
 
@@ -194,10 +195,11 @@ def test_likelihood_is_that_of_the_mixture_of_samples() -> None:
     for kind in range(3):
         successor = drawn[:, 0].copy()
         successor[:, 3:6] = np.eye(3)[kind]
+        out = model._mixture(state, action, None)
         base = model._log_likelihood(  # of what is not the Discrete entry
-            model._mixture(state, action, None)._replace(one_hot=np.zeros((4000, len(state), 3), np.float32)),
+            out._replace(one_hot=np.zeros((4000, len(state), 3), np.float32)),
             successor,
-            *model._fast_expected(state, action),
+            *model._fast_behind(out.gate, state, action),
         )
         total = total + np.exp(-model.nll(state, action, successor))
     rest = np.exp(np.logaddexp.reduce(base, axis=0) - np.log(4000) + np.log(3.0))

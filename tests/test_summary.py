@@ -10,6 +10,8 @@ from persist_sb3.metrics import EpisodeRecord, kaplan_meier
 from persist_sb3.summary import (
     common_horizon,
     evaluation_figures,
+    intrinsic_by_time_alive,
+    intrinsic_correlation,
     mean_interval,
     training_figures,
     wilson_interval,
@@ -109,6 +111,8 @@ def test_figures_of_training() -> None:
         "deaths": {"a >= 0": 90, "b >= 0": 1},
         "intervention_rate": None,
         "intrinsic_share": None,
+        "intrinsic_correlation": None,
+        "intrinsic_by_time_alive": None,
     }
 
 
@@ -116,6 +120,22 @@ def test_share_of_the_intrinsic_reward_in_training() -> None:
     terms = ({"task": 5.0, "intrinsic": 1.0}, {"task": -2.0, "intrinsic": 2.0})
     episodes = [record(10, timestep=10, reward_terms=each) for each in terms]
     assert training_figures(episodes)["intrinsic_share"] == pytest.approx(3.0 / 6.0)
+
+
+def test_the_intrinsic_reward_against_the_time_alive() -> None:
+    def paid(length: int, total: float, violated: str | None = None) -> EpisodeRecord:
+        return record(length, violated, timestep=length, reward_terms={"intrinsic": total})
+
+    # Per step 3, 2, 2 and 1: the longer they live the less they are paid, with one tie on each side.
+    episodes = [paid(10, 30.0, "a >= 0"), paid(20, 40.0, "a >= 0"), paid(40, 80.0), paid(40, 40.0)]
+    ranks = np.array([[1.0, 2.0, 3.5, 3.5], [4.0, 2.5, 2.5, 1.0]])
+    assert intrinsic_correlation(episodes) == pytest.approx(float(np.corrcoef(ranks)[0, 1]))
+    assert intrinsic_correlation(episodes[2:]) is None and intrinsic_correlation([]) is None
+    assert intrinsic_correlation([*episodes, record(10)]) is None
+    points = intrinsic_by_time_alive(episodes, groups=2)
+    assert [(point["time_alive"], point["mean"]) for point in points] == [(15.0, 2.5), (40.0, 1.5)]
+    curve = training_figures([*episodes, record(10)])["intrinsic_by_time_alive"]
+    assert [point["time_alive"] for point in curve] == [10.0, 20.0, 40.0]
 
 
 def test_a_constraint_that_killed_nobody() -> None:

@@ -26,13 +26,14 @@ from persist_sb3 import dashboards
 from persist_sb3.callbacks import (
     CalibrationCallback,
     MetricsCallback,
+    RNDCallback,
     TensorBoardCallback,
     TrackCallback,
     ViabilityCallback,
 )
 from persist_sb3.callbacks.wandb import COLUMNS
 from persist_sb3.metrics import read_episodes
-from persist_sb3.wrappers import InternalState, VecActionShield, VecHomeostatReward, VecInternalState
+from persist_sb3.wrappers import InternalState, VecActionShield, VecHomeostatReward, VecInternalState, VecRNDBonus
 from tests.toys import Walker
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +147,18 @@ def test_a_run_is_shown(run: FakeRun) -> None:
     film: BytesIO = logged["persist/video"][-1]
     with Image.open(film) as image:
         assert image.format == "GIF" and image.n_frames > 1
+
+
+def test_the_intrinsic_reward_is_shown_against_the_time_alive(run: FakeRun) -> None:
+    learning = shielding()
+    metrics = learning[0]
+    assert isinstance(metrics, MetricsCallback)
+    callbacks = [*learning, RNDCallback(learning_starts=32), TrackCallback(log_freq=256, video_freq=0)]
+    learn(VecRNDBonus(gridlife()), callbacks, steps=256)
+    curve = [page["persist/intrinsic_by_time_alive"] for page in run.pages if len(page) > 1][-1]
+    paid = [episode.reward_terms["intrinsic"] / episode.length for episode in metrics.recent]
+    assert min(paid) <= min(curve.ys[0]) <= max(curve.ys[0]) <= max(paid) and max(paid) > 0.0
+    assert curve.xs == sorted(curve.xs) and curve.xs[-1] <= 30.0
 
 
 def test_runs_are_told_apart_by_their_layers(run: FakeRun) -> None:

@@ -19,6 +19,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from persist_sb3.batch import tree_map
 from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.metrics import EpisodeRecord, EpisodeTracker, intrinsic_share, survival_curve
+from persist_sb3.summary import intrinsic_correlation
 from persist_sb3.viability import ViabilitySet
 
 FILE_NAME = "persist.jsonl"
@@ -33,7 +34,8 @@ class MetricsCallback(PersistCallback):
 
     - of the last ``window`` episodes: ``time_to_violation`` (restricted mean of the Kaplan-Meier curve, up to the
       longest episode) and ``time_to_violation_median`` (once half of them violate), ``survival`` (share that ends
-      without a violation), ``recovery_rate``;
+      without a violation), ``recovery_rate``, ``intrinsic_correlation`` (see
+      :func:`~persist_sb3.summary.intrinsic_correlation`);
     - of the steps since the last time: ``satisfaction/<variable>``, ``min_margin``, ``violations_per_1k_steps``,
       ``reward_terms/<name>`` (mean a step), ``intrinsic_share`` (see :func:`~persist_sb3.metrics.intrinsic_share`),
       ``policy_entropy`` (see :func:`policy_entropy`), and ``intervention_rate`` (share at which a shield changed the
@@ -213,6 +215,9 @@ class MetricsCallback(PersistCallback):
         near_steps = sum(episode.near_steps for episode in self.recent)
         if near_steps:
             self._record("recovery_rate", sum(episode.recovered_steps for episode in self.recent) / near_steps)
+        correlation = intrinsic_correlation(self.recent)
+        if correlation is not None:
+            self._record("intrinsic_correlation", correlation)
 
     def _record(self, name: str, value: float) -> None:
         self.logger.record(f"persist/{name}", value, exclude="stdout" if len(name) > _CONSOLE_WIDTH else None)

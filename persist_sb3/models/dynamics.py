@@ -11,21 +11,15 @@ from numpy.typing import NDArray
 from persist_sb3.draws import Noise
 from persist_sb3.models.heads import Floats, Heads
 from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble
-from persist_sb3.models.prediction import Distribution, PredictiveModel, sigmoid
+from persist_sb3.models.prediction import Clip, Distribution, PredictiveModel, sigmoid
 from persist_sb3.models.spec import StateSpec
-
-#: What the gates' logits are at first: open. The sigmoid is stretched beyond 0 and 1 and clipped, so that a gate can be
-#: fully open and fully shut (Louizos, Welling & Kingma, "Learning sparse neural networks through L0 regularization",
-#: ICLR 2018).
-OPEN, STRETCH = 4.0, 0.025
 
 
 class DynamicsModel(PredictiveModel):
     """
     An ensemble of networks that predict, from ``s`` and an action, the distribution of a part of ``s'`` (the
     probabilistic ensemble of PETS, Chua et al., NeurIPS 2018). The members' own variance is what chance brings; what
-    they disagree about is what has not been learned. A gate, one a row and member, shuts the linear regression's change
-    off where an action has no effect, before a wall for instance: to undo it column by column would take far longer.
+    they disagree about is what has not been learned.
 
     :meth:`predict` and :meth:`loss` are torch's, and differentiable in the action as well; everything else is NumPy,
     for the small batches of layers.
@@ -46,9 +40,10 @@ class DynamicsModel(PredictiveModel):
         if members < 1:
             raise ValueError(f"members={members} must be at least 1")
         self.members = members
-        self.ensemble = EnsembleMLP(members, [spec.state_dim + spec.action_dim, *net_arch, heads.outputs + 1])
+        self.ensemble = EnsembleMLP(members, [spec.state_dim + spec.action_dim, *net_arch, self.outputs])
         with torch.no_grad():
-            self.ensemble.biases[-1][..., -1] = OPEN
+            for last in (self.ensemble.weights[-1], self.ensemble.biases[-1]):
+                last[..., -1] = 0.0
         self._fast = NumpyEnsemble(self.ensemble)
         self._fast_standardizer = self.standardizer.numpy()
 
@@ -60,29 +55,7 @@ class DynamicsModel(PredictiveModel):
         :param action: encoded, ``(n, A)``
         :return: of every member, ``(e, n, ...)``
         """
-        return self._gated(state, action)[0]
-
-    def _gated(self, state: torch.Tensor, action: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
-        """
-        :param state: ``(n, D)``
-        :param action: encoded, ``(n, A)``
-        :return: what every member predicts, ``(e, n, ...)``, and its gate, not clipped yet, ``(e, n, 1)``
-        """
-        outputs = self.ensemble(torch.cat([self.standardizer(state), action], dim=1))
-        return self._split(outputs[..., :-1]), (1.0 + 2.0 * STRETCH) * outputs[..., -1:].sigmoid() - STRETCH
-
-    def _behind(
-        self, gate: torch.Tensor, state: torch.Tensor, action: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        :param gate: share of the regression's change that takes place, ``(e, n, 1)``
-        :param state: ``(n, D)``
-        :param action: encoded, ``(n, A)``
-        :return: what is then expected of numbers, ``(e, n, g)``, and what they typically differ by, ``(g,)``
-        """
-        expected, scale = self._expected(state, action)
-        numbers = state[:, self.part][:, self._columns(state.device)[0]]
-        return expected - (1.0 - gate) * (expected - numbers), scale
+        return self._split(self.ensemble(torch.cat([self.standardizer(state), action], dim=1)))
 
     def predict(self, state: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -90,8 +63,8 @@ class DynamicsModel(PredictiveModel):
         :param action: encoded, ``(n, A)``
         :return: each member's mean and variance of the predicted part of ``s'``, ``(e, n, m)`` both
         """
-        out, gate = self._gated(state, action)
-        return self._describe(out, *self._behind(gate.clamp(0.0, 1.0), state, action))
+        out = self(state, action)
+        return self._describe(out, *self._behind(out.gate.clamp(0.0, 1.0), state, action))
 
     def loss(
         self, state: torch.Tensor, action: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, beta: float
@@ -104,10 +77,8 @@ class DynamicsModel(PredictiveModel):
         :param beta: see :func:`~persist_sb3.models.prediction.beta_nll`
         :return: the mean over entries and rows, summed over members
         """
-        out, gate = self._gated(state, action)
-        # Clipped forward and not backward: a gate that is fully open can still learn to shut.
-        clipped = gate + (gate.clamp(0.0, 1.0) - gate).detach()
-        losses = self._losses(out, target, *self._behind(clipped, state, action), beta)
+        out: Distribution = self(state, action)
+        losses = self._losses(out, target, *self._behind(Clip.apply(out.gate), state, action), beta)
         return (weight * losses).mean(dim=1).sum() / self.heads.entries
 
     # In NumPy
@@ -120,7 +91,7 @@ class DynamicsModel(PredictiveModel):
         :param noise: what chance is drawn from; None for no chance: the mean of numbers, and the likeliest of the rest
         :return: the predicted part of ``s'``, numbers clipped to their bounds, ``(n, m)``
         """
-        return self._draw(*self._fast_gated(state, action, members), noise)
+        return self._draw(*self._fast_forward(state, action, members), noise)
 
     def moments(self, state: Floats, action: Floats, members: NDArray[np.intp] | None = None) -> tuple[Floats, Floats]:
         """
@@ -131,7 +102,7 @@ class DynamicsModel(PredictiveModel):
         :param members: which network predicts each row, ``(n,)``. Default: all of them
         :return: each member's mean and variance, ``(e, n, m)`` both; with ``members``, those of each row's, ``(n, m)``
         """
-        return self._moments(*self._fast_gated(state, action, members))
+        return self._moments(*self._fast_forward(state, action, members))
 
     def nll(self, state: Floats, action: Floats, target: Floats) -> NDArray[np.float64]:
         """
@@ -140,7 +111,7 @@ class DynamicsModel(PredictiveModel):
         :param target: the predicted part of ``s'``, ``(n, m)``
         :return: its negative log-likelihood under the mixture of all members, summed over entries, ``(n,)``
         """
-        out, expected, scale = self._fast_gated(state, action)
+        out, expected, scale = self._fast_forward(state, action)
         likelihood = self._log_likelihood(out, target, expected, scale)
         return math.log(self.members) - np.logaddexp.reduce(likelihood, axis=0)
 
@@ -151,7 +122,7 @@ class DynamicsModel(PredictiveModel):
         :param target: the predicted part of ``s'``, ``(n, m)``
         :return: what :meth:`~persist_sb3.models.prediction.PredictiveModel.white_nll` makes of it, ``(n,)``
         """
-        out, expected, scale = self._fast_gated(state, action)
+        out, expected, scale = self._fast_forward(state, action)
         return self.white_nll(out, target, expected, scale)
 
     def disagreement(self, state: Floats, action: Floats) -> Floats:
@@ -161,17 +132,17 @@ class DynamicsModel(PredictiveModel):
         :return: standard deviation of the members' means, in units of what a linear regression leaves open, averaged
             over numbers and probabilities, ``(n,)``
         """
-        out, expected, scale = self._fast_gated(state, action)
+        out, expected, scale = self._fast_forward(state, action)
         likely = np.exp(self._fast_log_softmax(out.one_hot)), sigmoid(out.binary)
         numbers = out.mean + (expected - expected.mean(axis=0)) / scale
         average: Floats = np.concatenate([numbers, *likely], axis=2).std(axis=0).mean(axis=1)
         return average
 
-    def _fast_gated(
+    def _fast_forward(
         self, state: Floats, action: Floats, members: NDArray[np.intp] | None = None
     ) -> tuple[Distribution, Floats, Floats]:
         """
-        :meth:`_gated` and :meth:`_behind` without torch.
+        :meth:`forward` and :meth:`_behind` without torch.
 
         :param state: ``(n, D)``
         :param action: encoded, ``(n, A)``
@@ -180,10 +151,8 @@ class DynamicsModel(PredictiveModel):
         """
         inputs = self._inputs(state, action)
         outputs = self._fast(inputs) if members is None else self._of_members(inputs, members)
-        expected, scale = self._fast_expected(state, action)
-        shut = 1.0 - ((1.0 + 2.0 * STRETCH) * sigmoid(outputs[..., -1:]) - STRETCH).clip(0.0, 1.0)
-        behind: Floats = expected - shut * (expected - state[:, self.part][:, self.heads.numeric])
-        return self._distribution(outputs[..., :-1]), behind, scale
+        out = self._distribution(outputs)
+        return out, *self._fast_behind(out.gate, state, action)
 
     def _inputs(self, state: Floats, action: Floats) -> Floats:
         return np.concatenate([self._fast_standardizer(state), action], axis=1)

@@ -14,7 +14,7 @@ from persist_sb3.models.categorical import balanced_kl, log_unimix, straight_thr
 from persist_sb3.models.heads import Floats, Heads
 from persist_sb3.models.networks import Block, fast_gru, fast_linear, symlog
 from persist_sb3.models.observation import ObservationModel, check_shown
-from persist_sb3.models.prediction import Distribution, PredictiveModel
+from persist_sb3.models.prediction import Clip, Distribution, PredictiveModel
 from persist_sb3.models.spec import StateSpec
 
 #: Nats of divergence that cost nothing, and the weights with which prior and posterior learn from the rest.
@@ -113,7 +113,10 @@ class LatentModel(ObservationModel, PredictiveModel):
         self.cell = nn.GRUCell(units, gru_size)
         self.prior = nn.Sequential(Block(gru_size, units), nn.Linear(units, codes))
         self.posterior = nn.Sequential(Block(gru_size + units, units), nn.Linear(units, codes))
-        self.decoder = nn.Sequential(Block(gru_size + codes, units), nn.Linear(units, heads.outputs))
+        self.decoder = nn.Sequential(Block(gru_size + codes, units), nn.Linear(units, self.outputs))
+        with torch.no_grad():
+            for last in self.decoder[1].parameters():
+                last[-1] = 0.0
         unbounded = ~(np.isfinite(heads.low) & np.isfinite(heads.high))
         self._unbounded = heads.numeric[unbounded]
         self._observed = int((heads.numeric < spec.observation_dim).sum())
@@ -160,7 +163,7 @@ class LatentModel(ObservationModel, PredictiveModel):
         memory, latent, log_q = (torch.stack(steps, dim=1).flatten(0, 1) for steps in (memories, latents, posteriors))
         log_p = self._log_p(self.prior, memory)
         out = self._split(self.decoder(torch.cat([memory, latent.flatten(1)], dim=1))[None])
-        expected = self._expected(state[:, :-1].flatten(0, 1), action.flatten(0, 1))
+        expected = self._behind(Clip.apply(out.gate), state[:, :-1].flatten(0, 1), action.flatten(0, 1))
         explained = self._losses(out, state[:, 1:].flatten(0, 1), *expected, beta)[0]
         divergence = balanced_kl(log_q, log_p, FREE_NATS, DYNAMICS, REPRESENTATION)
         weight = valid.flatten().to(explained.dtype) / valid.sum()
@@ -185,7 +188,7 @@ class LatentModel(ObservationModel, PredictiveModel):
         memory = self.cell(self.mixer(torch.cat([latent, seen, action], dim=1)), memory)
         likely = self._log_p(self.prior, memory).exp().flatten(1)
         out = self._split(self.decoder(torch.cat([memory, likely], dim=1))[None])
-        return self._describe(out, *self._expected(state, action))
+        return self._describe(out, *self._behind(out.gate.clamp(0.0, 1.0), state, action))
 
     def _log_p(self, network: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         logits = network(torch.cat(inputs, dim=1))
@@ -230,7 +233,7 @@ class LatentModel(ObservationModel, PredictiveModel):
             log_p = log_p + _gumbel(noise, log_p.shape)
         latent = self._code(log_p)
         out = self._distribution(self._decode(memory, latent))
-        successor = self._draw(out, *self._fast_expected(state, action), noise)
+        successor = self._draw(out, *self._fast_behind(out.gate, state, action), noise)
         columns, variables = np.array(self.shown, dtype=np.intp).reshape(-1, 2)[self.faithful.numpy()].T
         successor[:, columns] = successor[:, self.spec.observation_dim + variables]
         return successor, Belief(memory, latent)
@@ -261,7 +264,7 @@ class LatentModel(ObservationModel, PredictiveModel):
         :return: mean and variance of the mixture of all samples, ``(1, n, D)`` both
         """
         out = self._mixture(state, action, belief)
-        mean, var = self._moments(out, *self._fast_expected(state, action))
+        mean, var = self._moments(out, *self._fast_behind(out.gate, state, action))
         centre = mean.mean(axis=0, keepdims=True)
         return centre, (var + np.square(mean - centre)).mean(axis=0, keepdims=True)
 
@@ -297,11 +300,11 @@ class LatentModel(ObservationModel, PredictiveModel):
             typically differ by from that
         """
         out = self._mixture(state, action, belief)
-        expected, scale = self._fast_expected(state, action)
+        expected, scale = self._fast_behind(out.gate, state, action)
         if target.shape[1] == self.spec.observation_dim:
             numbers = slice(0, self._observed)
-            out = Distribution(out.mean[..., numbers], out.log_var[..., numbers], out.one_hot, out.binary)
-            expected, scale = expected[:, numbers], scale[numbers]
+            out = out._replace(mean=out.mean[..., numbers], log_var=out.log_var[..., numbers])
+            expected, scale = expected[..., numbers], scale[numbers]
         return out, target, expected, scale
 
     def _mixture(self, state: Floats, action: Floats, belief: Belief | None) -> Distribution:

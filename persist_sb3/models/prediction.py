@@ -33,6 +33,10 @@ LEAST_PROBABILITY = 1e-4
 #: So many Discrete actions have a linear regression each; if they are more, all share one.
 MAX_GROUPS = 32
 
+#: What the gates are at first: open, and just beyond, so that noise does not move them. A step of the optimiser moves a
+#: gate :data:`GAIN` times as far as any other output: until it has learned where nothing moves, the rest cannot.
+OPEN, GAIN = 1.05, 5.0
+
 _LOG_2_PI = math.log(2.0 * math.pi)
 
 
@@ -45,12 +49,14 @@ class Distribution(NamedTuple):
     :param log_var: of its variance, ``(..., g)``
     :param one_hot: logits of the categorical columns, ``(..., c)``
     :param binary: logits of the binary columns, ``(..., b)``
+    :param gate: share of the regression's change that takes place, to be clipped to ``[0, 1]``, ``(..., 1)``
     """
 
     mean: Any
     log_var: Any
     one_hot: Any
     binary: Any
+    gate: Any
 
 
 def beta_nll(mean: torch.Tensor, log_var: torch.Tensor, target: torch.Tensor, beta: float) -> torch.Tensor:
@@ -70,14 +76,34 @@ def beta_nll(mean: torch.Tensor, log_var: torch.Tensor, target: torch.Tensor, be
     return nll * (beta * log_var.detach()).exp()
 
 
+class Clip(torch.autograd.Function):
+    """
+    To ``[0, 1]``, without a dead end: beyond a limit the gradient passes where it leads back inside, and is 0 where it
+    leads further off. A sigmoid learns slowest where it is sure, and a gate begins there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate)
+        return gate.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (gate,), (gradient,) = ctx.saved_tensors, gradients
+        outwards = ((gate > 1.0) & (gradient < 0.0)) | ((gate < 0.0) & (gradient > 0.0))
+        return gradient.masked_fill(outwards, 0.0)
+
+
 class PredictiveModel(Model):
     """
     Base of the models that predict, from ``s`` and an action, the distribution of a part of ``s'``: Gaussians over the
     change of what is a number, categorical and Bernoulli distributions over the rest. Numbers are predicted relative to
     a linear regression, of each Discrete action by itself: it is exact where the world is linear (positions that follow
-    velocities, a view that shifts with a move), and gradient descent slow.
+    velocities, a view that shifts with a move), and gradient descent slow. A gate, one a row, shuts the regression's
+    change off where an action has no effect, before a wall for instance: to undo it column by column would take far
+    longer.
 
-    A subclass makes the ``heads.outputs`` numbers that describe the distribution.
+    A subclass makes the :attr:`outputs` numbers that describe the distribution, the gate last.
 
     :param spec: the environment's state and actions
     :param part: which columns of ``s`` are predicted
@@ -97,8 +123,10 @@ class PredictiveModel(Model):
         self.linear = LinearFit(groups, spec.state_dim + spec.action_dim, len(heads.numeric))
         #: Gradient steps taken.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        cuts = np.cumsum([len(heads.numeric), len(heads.numeric), len(heads.one_hot)])
+        cuts = np.cumsum([len(heads.numeric), len(heads.numeric), len(heads.one_hot), len(heads.binary)])
         self._cuts = cuts.tolist()
+        #: Numbers that a network has to give for each row.
+        self.outputs = heads.outputs + 1
         self._starts = np.cumsum([0, *heads.sizes])[:-1]
         # Where the numbers are in the state.
         self._at = np.arange(spec.state_dim)[part][heads.numeric]
@@ -139,17 +167,30 @@ class PredictiveModel(Model):
         :param outputs: ``(..., outputs)``
         :return: what they describe
         """
-        mean, raw, one_hot, binary = outputs.tensor_split(self._cuts, dim=-1)
+        mean, raw, one_hot, binary, gate = outputs.tensor_split(self._cuts, dim=-1)
         log_var = LOG_VAR_HIGH - functional.softplus(LOG_VAR_HIGH - raw)
         log_var = LOG_VAR_LOW + functional.softplus(log_var - LOG_VAR_LOW)
-        return Distribution(mean, log_var, one_hot, binary)
+        return Distribution(mean, log_var, one_hot, binary, OPEN + GAIN * gate)
+
+    def _behind(
+        self, gate: torch.Tensor, state: torch.Tensor, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param gate: in ``[0, 1]``, ``(e, n, 1)``
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :return: what is then expected of numbers, ``(e, n, g)``, and what they typically differ by, ``(g,)``
+        """
+        expected, scale = self._expected(state, action)
+        numbers = state[:, self.part][:, self._columns(state.device)[0]]
+        return expected - (1.0 - gate) * (expected - numbers), scale
 
     def _describe(
         self, out: Distribution, expected: torch.Tensor, scale: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         :param out: what is predicted, ``(e, n, ...)``
-        :param expected: what the regression expects, ``(n, g)``
+        :param expected: what the regression expects behind the gates, ``(n, g)`` or ``(e, n, g)``
         :param scale: what numbers typically differ by from it, ``(g,)``
         :return: mean and variance, ``(e, n, m)`` both
         """
@@ -169,7 +210,7 @@ class PredictiveModel(Model):
         """
         :param out: what is predicted, ``(e, n, ...)``
         :param target: what happened, ``(n, m)``
-        :param expected: what the regression expects, ``(n, g)``
+        :param expected: what the regression expects behind the gates, ``(n, g)`` or ``(e, n, g)``
         :param scale: what numbers typically differ by from it, ``(g,)``
         :param beta: see :func:`beta_nll`
         :return: summed over entries, ``(e, n)``
@@ -223,14 +264,21 @@ class PredictiveModel(Model):
         return state[:, self.part][:, self.heads.numeric] + change, scale
 
     def _distribution(self, outputs: Floats) -> Distribution:
-        mean, raw, one_hot, binary = np.split(outputs, self._cuts, axis=-1)
+        mean, raw, one_hot, binary, gate = np.split(outputs, self._cuts, axis=-1)
         log_var = LOG_VAR_HIGH - _softplus(LOG_VAR_HIGH - raw)
-        return Distribution(mean, LOG_VAR_LOW + _softplus(log_var - LOG_VAR_LOW), one_hot, binary)
+        log_var = LOG_VAR_LOW + _softplus(log_var - LOG_VAR_LOW)
+        return Distribution(mean, log_var, one_hot, binary, (OPEN + GAIN * gate).clip(0.0, 1.0))
+
+    def _fast_behind(self, gate: Floats, state: Floats, action: Floats) -> tuple[Floats, Floats]:
+        """:meth:`_behind` without torch."""
+        expected, scale = self._fast_expected(state, action)
+        behind: Floats = expected - (1.0 - gate) * (expected - state[:, self.part][:, self.heads.numeric])
+        return behind, scale
 
     def _draw(self, out: Distribution, expected: Floats, scale: Floats, noise: Noise | None) -> Floats:
         """
         :param out: what is predicted, ``(n, ...)``
-        :param expected: what the regression expects, ``(n, g)``
+        :param expected: what the regression expects behind the gates, ``(n, g)`` or ``(e, n, g)``
         :param scale: what numbers typically differ by from it, ``(g,)``
         :param noise: what chance is drawn from; None for no chance: the mean of numbers, and the likeliest of the rest
         :return: the predicted part of ``s'``, numbers clipped to their bounds, ``(n, m)``
@@ -256,7 +304,7 @@ class PredictiveModel(Model):
         :meth:`_describe` without torch.
 
         :param out: what is predicted, ``(e, n, ...)``
-        :param expected: what the regression expects, ``(n, g)``
+        :param expected: what the regression expects behind the gates, ``(n, g)`` or ``(e, n, g)``
         :param scale: what numbers typically differ by from it, ``(g,)``
         :return: mean and variance, ``(e, n, m)`` both
         """
@@ -276,7 +324,7 @@ class PredictiveModel(Model):
         """
         :param out: what is predicted, ``(e, n, ...)``; the last numbers may be left out
         :param target: what happened, ``(n, m)``
-        :param expected: what the regression expects, ``(n, g)``
+        :param expected: what the regression expects behind the gates, ``(n, g)`` or ``(e, n, g)``
         :param scale: what numbers typically differ by from it, ``(g,)``
         :return: summed over entries, ``(e, n)``
         """
