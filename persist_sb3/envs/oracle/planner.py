@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from persist_sb3.envs.dynamics import ACTIONS, CONSTRAINTS, SETPOINT, GridLifeParams
+from persist_sb3.envs.dynamics import ACTIONS, CONSTRAINTS, SETPOINT, GridLifeParams, first_spell
 from persist_sb3.envs.interface import limits, make_viability
 from persist_sb3.envs.oracle.model import Floats, Foresight, Ints
 from persist_sb3.envs.snapshot import Snapshot
@@ -23,8 +23,8 @@ class BeamPlanner:
     """
     Beam search over action sequences, in ``n`` worlds at once.
 
-    The plan knows all there is to see, on the whole map, and nothing of what chance has in store: it foresees no slip,
-    and what has been eaten or collected does not come back. It maximises a log barrier, which as in interior-point
+    The plan knows all there is to see, on the whole map, and the weather, and nothing of what chance has in store: it
+    foresees no slip, and what has been eaten or collected does not come back. It maximises a log barrier, which as in interior-point
     methods (Boyd & Vandenberghe, Convex Optimization, 2004, 11.2) keeps to the middle of the viability set:
 
     ``sum_t [b(x_t) + task_weight 0.95^t items_t] + 5 b(y)``, with ``b(x) = sum_j log(margin of variable j)``
@@ -78,7 +78,8 @@ class BeamPlanner:
         if not snapshot.cell.ndim:
             snapshot = snapshot[None]
         n, branches = len(snapshot), len(ACTIONS)
-        foresight = Foresight(self.params, snapshot.heat, snapshot.hazard, snapshot.places)
+        season = first_spell(self.params, snapshot.layout_seed)
+        foresight = Foresight(self.params, snapshot.heat, snapshot.hazard, snapshot.places, season)
         to_food = self._distance[snapshot.places[:, : self.params.food].T]
         cell, internal = snapshot.cell[:, None], snapshot.internal.T[:, :, None]
         gone = ((snapshot.due > 0) << np.arange(self.params.slots)).sum(axis=1, dtype=np.int64)[:, None]
