@@ -1,4 +1,4 @@
-"""GridLife's seasons: the weather and the reserves in closed form, and that no one setpoint is right for all of them."""
+"""GridLife's seasons: the weather and the reserves in closed form, and that no one setpoint is right for them all."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,10 +33,7 @@ SEASON: dict[str, Any] = {key: value for key, value in ENV_IDS["GridLifeSeason-v
 def temperatures(steps: int, layout_seed: int = 0, **world: Any) -> NDArray[np.float64]:
     env = gym.make("GridLife-v0", **BARE | world)
     _, info = env.reset(seed=1, options={"layout_seed": layout_seed})
-    path = [info["internal"]]
-    for _ in range(steps):
-        path.append(env.step(0)[4]["internal"])
-    return np.array(path)
+    return np.array([info["internal"], *(env.step(0)[4]["internal"] for _ in range(steps))])
 
 
 @pytest.mark.parametrize(("season", "sign"), [(0, 1.0), (4, -1.0), (2, 0.0)])
@@ -89,9 +86,15 @@ def test_the_oracle_foresees_the_weather() -> None:
 
 @pytest.mark.parametrize(
     ("world", "message"),
-    [({"climate": 1.5}, "climate"), ({"insulation": -1.0}, "insulation"), ({"year": 0}, "year")]
-    + [({"spell_every": 0}, "spell_every"), ({"spell_length": 65}, "spell_length.*spell_every=64")]
-    + [({"season": 128}, r"season must be in \[0, year=128\)"), ({"season": -1}, "season")],
+    [
+        ({"climate": 1.5}, "climate"),
+        ({"insulation": -1.0}, "insulation"),
+        ({"year": 0}, "year"),
+        ({"spell_every": 0}, "spell_every"),
+        ({"spell_length": 65}, "spell_length.*spell_every=64"),
+        ({"season": 128}, r"season must be in \[0, year=128\)"),
+        ({"season": -1}, "season"),
+    ],
 )
 def test_no_such_season(world: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

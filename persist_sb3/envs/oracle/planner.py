@@ -24,8 +24,9 @@ class BeamPlanner:
     Beam search over action sequences, in ``n`` worlds at once.
 
     The plan knows all there is to see, on the whole map, and the weather, and nothing of what chance has in store: it
-    foresees no slip, and what has been eaten or collected does not come back. It maximises a log barrier, which as in interior-point
-    methods (Boyd & Vandenberghe, Convex Optimization, 2004, 11.2) keeps to the middle of the viability set:
+    foresees no slip, and what has been eaten or collected does not come back. It maximises a log barrier, which as in
+    interior-point methods (Boyd & Vandenberghe, Convex Optimization, 2004, 11.2) keeps to the middle of the viability
+    set:
 
     ``sum_t [b(x_t) + task_weight 0.95^t items_t] + 5 b(y)``, with ``b(x) = sum_j log(margin of variable j)``
 
