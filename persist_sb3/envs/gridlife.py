@@ -103,7 +103,6 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
             params.move_cost,
             params.food_energy,
             params.temp_rate,
-            params.insulation,
             params.hazard_damage,
             params.repair,
             params.horizon,
@@ -116,7 +115,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._masks = table.masks
         self._waits = [table.food_wait.tolist()] * params.food + [table.item_wait.tolist()] * params.items
         self._slip_wait = table.slip_wait.tolist()
-        self._seasonal = params.climate > 0.0
+        self._plain = not (params.climate or params.insulation)
         self._spells = table.spells.tolist()
         self._scents = table.scent.tolist()
         self._seen_at = table.seen.tolist()
@@ -261,7 +260,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         if step >= self._next_event:
             targets = self._happen(step, targets)
         self._steps = step
-        decay, drift, move_cost, food_energy, temp_rate, insulation, hazard_damage, repair, horizon = self._rates
+        decay, drift, move_cost, food_energy, temp_rate, hazard_damage, repair, horizon = self._rates
         cell = targets[self._cell]
         energy = self._energy - (decay + drift * step)
         if cell != self._cell:
@@ -278,13 +277,13 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
                     energy += food_energy
                 elif not self._explores:
                     reward = 1.0
-        temp, heat = self._temp, self._heat[cell]
-        if self._seasonal:
-            heat += self._weather(step)
-        if insulation:
-            heat += insulation * (self._energy - RESERVES)
-        temp = temp + temp_rate * (heat - temp)
-        self._temp = temp = 0.0 if temp < 0.0 else 1.0 if temp > 1.0 else temp
+        temp = self._temp
+        if self._plain:
+            # Between two numbers that are in [0, 1], it needs no clipping.
+            self._temp = temp = temp + temp_rate * (self._heat[cell] - temp)
+        else:
+            temp = temp + temp_rate * (self._felt(cell, step) - temp)
+            self._temp = temp = 0.0 if temp < 0.0 else 1.0 if temp > 1.0 else temp
         self._energy = energy = 0.0 if energy < 0.0 else 1.0 if energy > 1.0 else energy
         self._integrity = integrity = 0.0 if integrity < 0.0 else 1.0 if integrity > 1.0 else integrity
         if self._explores and not self._visited[cell]:
@@ -336,11 +335,13 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._show(slot, 0.0)
         return slot < self.params.food
 
-    def _weather(self, step: int) -> float:
-        past, hour = divmod(step - 1, self.params.spell_every)
-        if hour < self.params.spell_every - self.params.spell_length:
-            return 0.0
-        return self._spells[(first_spell(self.params, self._layout_seed) + past) % self.params.year]
+    def _felt(self, cell: int, step: int) -> float:
+        """Heat of a tile with that of the weather and of the reserves."""
+        params, heat = self.params, self._heat[cell]
+        past, hour = divmod(step - 1, params.spell_every)
+        if hour >= params.spell_every - params.spell_length:
+            heat += self._spells[(first_spell(params, self._layout_seed) + past) % params.year]
+        return heat + params.insulation * (self._energy - RESERVES)
 
     def _show(self, slot: int, value: float) -> None:
         self._world[self._seen_at[self._places[slot]] + self._channel[slot]] = value
