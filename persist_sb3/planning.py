@@ -203,11 +203,17 @@ class Courses:
         :return: these
         """
         rows, rollout = np.arange(len(chosen))[:, None], self.rollout
-        arrays = (self.state, self.least, self.broken, self.reached, self.gained)
         if rollout is not None:
             numbers = np.arange(self.least.size).reshape(self.least.shape)
             rollout = rollout.take(numbers[rows, chosen].reshape(-1))
-        return Courses(*(array[rows, chosen] for array in arrays), rollout)
+        return Courses(
+            self.state[rows, chosen],
+            self.least[rows, chosen],
+            self.broken[rows, chosen],
+            self.reached[rows, chosen],
+            self.gained[rows, chosen],
+            rollout,
+        )
 
 
 @dataclass(frozen=True)
@@ -252,15 +258,16 @@ class Imagination:
         """
         shape = len(state), count, self.planning.rollouts
         states = np.broadcast_to(state[:, None, None], (*shape, state.shape[1]))
-        dynamics = self._dynamics
-        recurrent = isinstance(dynamics, RecurrentDynamics)
+        dynamics, rollout = self._dynamics, None
+        if isinstance(dynamics, RecurrentDynamics):
+            rollout = dynamics.begin(states.reshape(-1, state.shape[1]))
         return Courses(
             states,
             np.full(shape, np.inf, dtype=np.float32),
             np.full(shape, NONE),
             np.zeros(shape, dtype=bool),
             np.zeros(shape, dtype=np.float32),
-            dynamics.begin(states.reshape(-1, state.shape[1])) if recurrent else None,
+            rollout,
         )
 
     def advance(self, courses: Courses, action: Floats, key: NDArray[np.uint64], step: int) -> Courses:

@@ -40,7 +40,7 @@ def temperatures(steps: int, layout_seed: int = 0, **world: Any) -> NDArray[np.f
 def test_spells_in_closed_form(season: int, sign: float) -> None:
     """In a spell the gap to ``0.5 + climate`` closes by a share ``temp_rate`` a step; then that to 0.5."""
     climate, rate = 0.3, 0.1
-    weather = {"climate": climate, "year": 8, "spell_every": 10, "spell_length": 4, "season": season}
+    weather: dict[str, Any] = {"climate": climate, "year": 8, "spell_every": 10, "spell_length": 4, "season": season}
     temp = temperatures(10, temp_rate=rate, **weather)[:, 1]
     calm = 0.5 + (temp[0] - 0.5) * (1.0 - rate) ** np.arange(7)
     np.testing.assert_allclose(temp[:7], calm, atol=1e-12)
@@ -50,7 +50,7 @@ def test_spells_in_closed_form(season: int, sign: float) -> None:
 
 def test_the_year_goes_by() -> None:
     """With ``temp_rate=1`` the temperature is the heat of the step, so the whole year can be read off."""
-    weather = {"climate": 0.4, "year": 6, "spell_every": 3, "spell_length": 1}
+    weather: dict[str, Any] = {"climate": 0.4, "year": 6, "spell_every": 3, "spell_length": 1}
     temp = temperatures(36, layout_seed=1_000_000_004, temp_rate=1.0, **weather)[1:, 1]
     spells = 0.5 + 0.4 * np.cos(2.0 * np.pi * (1_000_000_004 % 6 + np.arange(12)) / 6.0)
     np.testing.assert_allclose(temp[2::3], spells, atol=1e-12)
