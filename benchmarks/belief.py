@@ -10,6 +10,10 @@ last value seen. All run along the same episodes of the trained agent, on layout
 *Survival*: of PPO that sees everything; with energy hidden or sparse: of PPO with the belief, of PPO without, and of
 recurrent PPO; on those layouts.
 
+*Shield* (``--shield``): survival of PPO that sees everything, and of PPO with energy hidden and a belief, without a
+shield and under one in two modes: ``critic`` judges by the mean of the belief, ``verify`` imagines futures from samples
+of it. Callbacks train the models on the agent's transitions; no shield acts in training, so all share one policy.
+
 *Cost*: CPU time of a step of the layer with either estimator, beside that of the environments with the layers below it.
 
 Agents that are there already are not trained again, so the benchmark can be interrupted::
@@ -17,11 +21,13 @@ Agents that are there already are not trained again, so the benchmark can be int
     python -m benchmarks.belief                                # 3 seeds, 150k steps, 200 test episodes an agent
     python -m benchmarks.belief --seeds 2 --timesteps 50000    # a quick look
     python -m benchmarks.belief --only "recurrent, hidden"     # measure one condition anew
+    python -m benchmarks.belief --shield --seeds 2 --timesteps 60000 --episodes 100    # the shield alone
 """
 
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +40,13 @@ from rich.table import Table
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from benchmarks.agents import intervals
-from persist_sb3.callbacks import BeliefCallback
+from benchmarks.kept import kept
+from persist_sb3.callbacks import BeliefCallback, InternalModelCallback, ViabilityCallback, WorldModelCallback
 from persist_sb3.envs.dynamics import GridLifeParams
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.evaluation import evaluate
@@ -46,7 +54,13 @@ from persist_sb3.metrics import survival_curve
 from persist_sb3.models.belief import GRUBelief
 from persist_sb3.models.kalman import Array, ExtendedKalmanFilter, nees
 from persist_sb3.paths import locate, parse_path
-from persist_sb3.wrappers import VecBeliefState, VecHomeostatReward, VecInternalState, VecPartialObservation
+from persist_sb3.wrappers import (
+    VecActionShield,
+    VecBeliefState,
+    VecHomeostatReward,
+    VecInternalState,
+    VecPartialObservation,
+)
 from persist_sb3.wrappers.belief_state import KalmanEstimator
 
 SPARSE = {"noise": {"energy": 0.1}, "dropout": {"energy": 0.7}}
@@ -58,6 +72,13 @@ CONDITIONS: dict[str, tuple[type[BaseAlgorithm], str, bool]] = {
     "recurrent, hidden": (RecurrentPPO, "hidden", False),
     "belief, sparse": (PPO, "sparse", True),
     "PPO, sparse": (PPO, "sparse", False),
+}
+#: Conditions that are shielded, and the shields.
+SHIELDED = ("all seen", "belief, hidden")
+SHIELDS: dict[str, dict[str, Any] | None] = {
+    "off": None,
+    "critic": {"threshold": 0.05},
+    "verify": {"threshold": 0.05, "mode": "verify"},
 }
 PARAMS = GridLifeParams()
 SIDE = 2 * PARAMS.radius + 1
@@ -84,12 +105,13 @@ def make_env(seen: str, belief: bool, num_envs: int, split: str, seed: int) -> V
     return VecBeliefState(venv) if belief else venv
 
 
-def train(condition: str, seed: int, timesteps: int, folder: Path) -> Path:
+def train(condition: str, seed: int, timesteps: int, folder: Path, models: bool = False) -> Path:
     """
     :param condition: a key of :data:`CONDITIONS`
     :param seed: of the run
     :param timesteps: of the run
     :param folder: where agents are kept
+    :param models: whether those that a shield takes are trained, too
     :return: the agent's file; what training cost lies beside it
     """
     path = folder / str(timesteps) / f"{condition.replace(', ', '-').replace(' ', '-')}-{seed}.zip"
@@ -112,7 +134,11 @@ def train(condition: str, seed: int, timesteps: int, folder: Path) -> Path:
     else:
         kwargs = {"net_arch": [128, 128], "activation_fn": nn.ReLU}
         model = PPO("MultiInputPolicy", env, n_epochs=6, policy_kwargs=kwargs, **common)
-    model.learn(timesteps, callback=BeliefCallback(train_freq=4) if belief else None)
+    callbacks: list[BaseCallback] = [BeliefCallback(train_freq=4)] if belief else []
+    if models:
+        small: dict[str, Any] = {"net_arch": [64, 64], "members": 3, "train_freq": 4}
+        callbacks += [ViabilityCallback(train_freq=4), InternalModelCallback(**small), WorldModelCallback(**small)]
+    model.learn(timesteps, callback=callbacks)
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = time.process_time() - start
     path.with_suffix(".json").write_text(json.dumps({"cpu_seconds": seconds}) + "\n")
@@ -130,6 +156,36 @@ def load(condition: str, path: Path, num_envs: int) -> tuple[BaseAlgorithm, VecE
     kind, seen, belief = CONDITIONS[condition]
     env = make_env(seen, belief, num_envs, "test", 1_000_000)
     return kind.load(path, device="cpu"), env
+
+
+def shielded(seeds: int, timesteps: int, episodes: int, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """
+    :param seeds: agents a condition
+    :param timesteps: of the runs
+    :param episodes: of each test
+    :param folder: where agents and figures are kept
+    :return: share of the episodes that are survived, and mean steps survived, a number a seed, by condition and shield
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed, name in track([(seed, name) for seed in range(seeds) for name in SHIELDED], "agents"):
+        path = train(name, seed, timesteps, folder / "shield", models=True)
+
+        def test(name: str, path: Path, shield: dict[str, Any] | None) -> tuple[float, float]:
+            model, env = load(name, path, 20)
+            if shield is not None:
+                env = VecActionShield(env, **shield)
+            records = [e.record for e in evaluate(model, env, episodes, deterministic=False, seed=1_000_000)]
+            env.close()
+            share = float(np.mean([record.survived for record in records]))
+            return share, float(survival_curve(records).restricted_mean(PARAMS.horizon))
+
+        for mode, shield in SHIELDS.items():
+            file = path.with_name(f"{path.stem}-{mode}-{episodes}.json")
+            share, life = kept(file, partial(test, name, path, shield))
+            figures = found.setdefault(f"{name}, shield {mode}", {"survival": [], "steps survived": []})
+            figures["survival"].append(share)
+            figures["steps survived"].append(life)
+    return found
 
 
 def energy_dynamics(observation: Any, internal: NDArray[Any], action: NDArray[Any]) -> NDArray[Any]:
@@ -277,6 +333,29 @@ def _figures(rows: Array) -> dict[str, float]:
     }
 
 
+def report_shield(arguments: argparse.Namespace, file: Path) -> None:
+    """
+    :param arguments: of the command line
+    :param file: what was measured before, to which this is added
+    """
+    found = shielded(arguments.seeds, arguments.timesteps, arguments.episodes, arguments.folder)
+    table = Table(title=f"{arguments.timesteps:,} steps, {arguments.seeds} seeds, mean [95 % interval]")
+    for column in ("", "survival share", "mean steps survived"):
+        table.add_column(column, justify="right")
+    estimates = {
+        figure: intervals({name: np.array(figures[figure]) for name, figures in found.items()})
+        for figure in ("survival", "steps survived")
+    }
+    for name in found:
+        (share, low, high), (life, least, most) = (estimates[figure][name] for figure in estimates)
+        table.add_row(name, f"{share:.3f} [{low:.3f}, {high:.3f}]", f"{life:.0f} [{least:.0f}, {most:.0f}]")
+    Console(width=110).print(table)
+    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    results["shield"] = {"timesteps": arguments.timesteps, "episodes": arguments.episodes, **found}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=2) + "\n")
+
+
 def main() -> None:
     """Train what is missing, evaluate, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -286,8 +365,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONDITIONS), help="leave the others as they were measured")
     parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/belief"), help="where agents are kept")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    parser.add_argument("--shield", action="store_true", help="measure the shield alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    file = arguments.output / "belief.json"
+    if arguments.shield:
+        report_shield(arguments, file)
+        return
 
     seeds = range(arguments.seeds)
     names = arguments.only or list(CONDITIONS)
@@ -307,7 +391,6 @@ def main() -> None:
             estimates.setdefault(CONDITIONS[name][1], []).append(estimate(name, path, 1000))
 
     console = Console(width=110)
-    file = arguments.output / "belief.json"
     results: dict[str, Any] = json.loads(file.read_text()) if arguments.only and file.is_file() else {}
     results |= {"timesteps": arguments.timesteps, "episodes": arguments.episodes}
     for seen, by_seed in estimates.items():

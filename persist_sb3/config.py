@@ -126,6 +126,9 @@ class ShieldSection(_Section):
     :param intervention_penalty: what a changed action costs the policy that proposed it
     :param min_updates: gradient steps of a model before it is trusted
     :param fallback: an action known to be safe, executed while the shield waits and where a model fails
+    :param infeasible: what is executed where no action passes: ``"safest"``, or ``"planner"``: the first step of a
+        planned course that stays inside
+    :param caution: how far the threshold rises where the internal model's networks disagree twice as much as is typical
     """
 
     mode: Mode | None = None
@@ -137,6 +140,8 @@ class ShieldSection(_Section):
     intervention_penalty: NonNegative = 0.0
     min_updates: Annotated[int, Field(ge=0)] = 500
     fallback: int | tuple[float, ...] | None = None
+    infeasible: Literal["safest", "planner"] = "safest"
+    caution: NonNegative = 0.0
 
     @property
     def judge(self) -> Mode:
@@ -146,11 +151,16 @@ class ShieldSection(_Section):
         asks = self.horizon is not None or (self.conf is not None and self.threshold != "calibrated")
         return "verify" if asks else "critic"
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it, or its planner, imagines futures."""
+        return self.judge != "critic" or self.infeasible == "planner"
+
     @model_validator(mode="after")
     def _check_together(self) -> "ShieldSection":
         unused = {"horizon": self.horizon, "conf": None if self.threshold == "calibrated" else self.conf}
         for key, value in unused.items():
-            if self.judge == "critic" and value is not None:
+            if not self.looks_ahead and value is not None:
                 raise ValueError(
                     f"{key}={value} is nothing that mode='critic' asks: use mode='verify', or leave {key} out"
                 )
@@ -160,8 +170,10 @@ class ShieldSection(_Section):
     def callbacks(self) -> list[str]:
         """Names of the callbacks that train what it needs."""
         names = ["ViabilityCallback"]
-        if self.judge != "critic":
-            names += ["InternalModelCallback", "WorldModelCallback"]
+        if self.looks_ahead or self.caution:
+            names.append("InternalModelCallback")
+        if self.looks_ahead:
+            names.append("WorldModelCallback")
         if self.judge == "amortised":
             names.append("SafetyNetworkCallback")
         if self.threshold == "calibrated":
@@ -279,11 +291,12 @@ class PersistConfig(_Section):
         if self.curriculum:
             read_stages(self.curriculum)
         if self.train.model_rollouts is not None and (
-            self.viability.shield is None or self.viability.shield.judge == "critic"
+            self.viability.shield is None or not self.viability.shield.looks_ahead
         ):
             raise ValueError(
                 f"train.model_rollouts={self.train.model_rollouts} is for a shield that looks ahead: set "
-                "viability.shield.mode to 'verify', 'search' or 'amortised', or leave it out"
+                "viability.shield.mode to 'verify', 'search' or 'amortised', or viability.shield.infeasible to "
+                "'planner', or leave it out"
             )
         if (rewards.intrinsic == "none") != (rewards.lambda_intr == 0.0):
             raise ValueError(
@@ -397,6 +410,8 @@ class PersistConfig(_Section):
             "conf": shield.conf,
             "horizon": shield.horizon,
             "rollouts": self.train.model_rollouts,
+            "infeasible": shield.infeasible,
+            "caution": shield.caution,
         }
 
     def wrap(self, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

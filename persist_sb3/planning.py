@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, unflatten
 from persist_sb3.draws import Draws, hash_rows
-from persist_sb3.models.imagination import Dynamics
+from persist_sb3.models.imagination import Dynamics, RecurrentDynamics, Rollout
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.shield.criteria import passes
 from persist_sb3.shield.decision import NONE
@@ -187,6 +187,7 @@ class Courses:
     :param broken: at which step it became negative, :data:`NONE` if it did not, ``(n, c, p)``
     :param reached: whether the target has been reached, ``(n, c, p)``
     :param gained: what they have been worth so far, ``(n, c, p)``
+    :param rollout: remembers how they have gone, a row a future; None if the dynamics need no memory
     """
 
     state: Floats
@@ -194,14 +195,25 @@ class Courses:
     broken: Ints
     reached: Bools
     gained: Floats
+    rollout: Rollout | None
 
     def take(self, chosen: Ints) -> "Courses":
         """
         :param chosen: courses of each state, ``(n, b)``
         :return: these
         """
-        rows = np.arange(len(chosen))[:, None]
-        return Courses(*(getattr(self, name)[rows, chosen] for name in self.__dataclass_fields__))
+        rows, rollout = np.arange(len(chosen))[:, None], self.rollout
+        if rollout is not None:
+            numbers = np.arange(self.least.size).reshape(self.least.shape)
+            rollout = rollout.take(numbers[rows, chosen].reshape(-1))
+        return Courses(
+            self.state[rows, chosen],
+            self.least[rows, chosen],
+            self.broken[rows, chosen],
+            self.reached[rows, chosen],
+            self.gained[rows, chosen],
+            rollout,
+        )
 
 
 @dataclass(frozen=True)
@@ -245,17 +257,22 @@ class Imagination:
         :return: courses that have not begun
         """
         shape = len(state), count, self.planning.rollouts
+        states = np.broadcast_to(state[:, None, None], (*shape, state.shape[1]))
+        dynamics, rollout = self._dynamics, None
+        if isinstance(dynamics, RecurrentDynamics):
+            rollout = dynamics.begin(states.reshape(-1, state.shape[1]))
         return Courses(
-            np.broadcast_to(state[:, None, None], (*shape, state.shape[1])),
+            states,
             np.full(shape, np.inf, dtype=np.float32),
             np.full(shape, NONE),
             np.zeros(shape, dtype=bool),
             np.zeros(shape, dtype=np.float32),
+            rollout,
         )
 
     def advance(self, courses: Courses, action: Floats, key: NDArray[np.uint64], step: int) -> Courses:
         """
-        :param courses: of ``n`` states, ``c`` each
+        :param courses: of ``n`` states, ``c`` each. Their memory goes on: take a copy of what is to be advanced again
         :param action: encoded, ``(n, c, A)``
         :param key: what chance is drawn by, ``(n,)``
         :param step: which one this is, from 1
@@ -268,7 +285,8 @@ class Imagination:
         noise = Draws.split(np.repeat(lane, c), p) if planning.chance else None
         members = np.tile(np.arange(p) % self._dynamics.members, n * c)
         actions = np.repeat(action.reshape(n * c, -1), p, axis=0)
-        state = self._dynamics.step(courses.state.reshape(rows, -1), actions, members, noise)
+        dynamics = self._dynamics if courses.rollout is None else courses.rollout
+        state = dynamics.step(courses.state.reshape(rows, -1), actions, members, noise)
         observation, x = np.split(state, [spec.observation_dim], axis=1)
         margins = np.nan_to_num(spec.viability.margins(x), nan=UNFORESEEABLE)
         margin = margins.min(axis=1).reshape(shape).astype(np.float32)
@@ -288,7 +306,7 @@ class Imagination:
             more = planning.progress(unflatten(spec.observation_space, observation), x)
             worth = worth + DISCOUNT ** (step - 1) * np.reshape(more, shape)
         gained = (courses.gained + worth).astype(np.float32)
-        return Courses(state.reshape(*shape, -1), least, broken, reached, gained)
+        return Courses(state.reshape(*shape, -1), least, broken, reached, gained, courses.rollout)
 
     def compare(self, courses: Courses) -> Outlook:
         """

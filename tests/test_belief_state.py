@@ -14,6 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from persist_sb3.batch import flatten
 from persist_sb3.draws import Draws
+from persist_sb3.envs.dynamics import GridLifeParams
+from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.models.belief import BeliefColumns, GRUBelief, prior
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.shield.rollouts import PolicyBackup, RolloutVerifier
@@ -382,3 +384,72 @@ def test_the_critic_sees_the_mean() -> None:
         assert (np.abs(state[:, -2] - env.layer._x[:, 0]) > 1e-4).any()
         with pytest.warns(UserWarning, match="no models") if not env.layer._warned else np.errstate():
             observation, *_ = env.step(np.zeros(3, int))
+
+
+# On GridLife, whose energy is hidden
+
+PARAMS = GridLifeParams()
+SIDE = 2 * PARAMS.radius + 1
+
+
+def gridlife(observation: Any, x: NDArray[Any], action: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+    """What the window tells of the next internal variables: nobody slips, and the window does not move along."""
+    window = observation["window"].reshape(len(x), -1, SIDE, SIDE)
+    rows, there = np.arange(len(x)), np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])[action] + PARAMS.radius
+    food, _, hazard, heat, outside = window[rows, :, there[:, 0], there[:, 1]].T
+    moved = (action != 0) & (outside == 0.0)
+    energy = x[:, 0] - PARAMS.energy_decay - PARAMS.move_cost * moved + PARAMS.food_energy * food
+    temp = x[:, 1] + PARAMS.temp_rate * (heat - x[:, 1])
+    integrity = x[:, 2] + np.where(hazard > 0.0, -PARAMS.hazard_damage, PARAMS.repair)
+    return observation, np.stack([energy, temp, integrity], axis=1).clip(0.0, 1.0)
+
+
+class Known:
+    """An estimator that is told the truth, and doubts it or does not."""
+
+    def __init__(self, world: GridLifeVecEnv, variance: float) -> None:
+        self.world = world
+        self.variance = np.full((world.num_envs, 1), variance)
+
+    @property
+    def mean(self) -> NDArray[Any]:
+        return self.world.get_internal()[:, :1]
+
+    def begin(self, slots: Any, observation: Any) -> None:
+        """It keeps nothing."""
+
+    def step(self, before: Any, action: Any, observation: Any) -> None:
+        """It keeps nothing."""
+
+
+def filtered(variance: float | None, steps: int = 150, n: int = 8) -> list[NDArray[Any]]:
+    """
+    :param variance: of the belief about the hidden energy; None: it is not hidden
+    :return: proposed and executed actions, and the internal variables, of a shield with known dynamics
+    """
+    hidden = [] if variance is None else ["energy"]
+    world = GridLifeVecEnv(n, hidden=hidden, split="test", slip=0.0, food_regrowth=0.2)
+    env: Any = VecInternalState(world)
+    if variance is not None:
+        env = VecBeliefState(env, estimator="ekf", dynamics=lambda o, x, a: x)
+        env.layer._estimator = Known(world, variance)
+    env = VecActionShield(
+        env, mode="search", dynamics=gridlife, backup=lambda o, x: np.zeros(len(x), int), horizon=3, rollouts=64
+    )
+    env.seed(0)
+    env.reset()
+    rng = np.random.default_rng(0)
+    rows: list[NDArray[Any]] = []
+    for _ in range(steps):
+        proposed = rng.integers(0, 5, n)
+        *_, infos = env.step(proposed)
+        executed = [info.get("executed_action", a) for info, a in zip(infos, proposed, strict=True)]
+        rows.append(np.array([proposed, executed, *np.array([info["internal"] for info in infos]).T]))
+    return rows
+
+
+def test_a_belief_without_doubt_is_as_good_as_seeing() -> None:
+    seen, certain, doubtful = (np.array(filtered(variance)) for variance in (None, 0.0, 0.2**2))
+    assert (seen[:, 0] != seen[:, 1]).sum() > 20
+    np.testing.assert_array_equal(certain, seen)
+    assert not np.array_equal(doubtful[:, 1], seen[:, 1])

@@ -61,6 +61,8 @@ def test_reads_the_reference_file(tmp_path: Path) -> None:
         ({"viability": {"shield": {"mode": "critic", "conf": 0.9}}}, "mode='verify'"),
         ({"viability": {"shield": {"mode": "critic", "horizon": 3}}}, "mode='verify'"),
         ({"viability": {"shield": {"threshold": "safe"}}}, "calibrated"),
+        ({"viability": {"shield": {"infeasible": "pray"}}}, "'safest' or 'planner'"),
+        ({"viability": {"shield": {"caution": -1}}}, "caution"),
         ({"viability": {"shield": {}}, "train": {"model_rollouts": 5}}, "looks ahead"),
         ({"train": {"model_rollouts": 5}}, "looks ahead"),
         ({"train": {"algo": "SACK"}}, "did you mean 'sac'"),
@@ -147,6 +149,24 @@ def test_confidence_and_horizon_ask_for_a_look_ahead() -> None:
     names = [type(callback).__name__ for callback in config.callbacks()]
     assert names == ["ViabilityCallback", "InternalModelCallback", "WorldModelCallback", "MetricsCallback"]
     assert "SafetyNetworkCallback" in [type(c).__name__ for c in shielded(mode="amortised").callbacks()]
+
+
+def test_the_planner_and_caution_bring_along_what_they_need() -> None:
+    def names(**shield: Any) -> list[str]:
+        config = shielded(**shield)
+        layer = config.wrap(gym.make("CartPole-v1")).layer
+        assert layer.mode == "critic"
+        assert (layer.infeasible, layer.caution) == (shield.get("infeasible", "safest"), shield.get("caution", 0.0))
+        return [type(callback).__name__ for callback in config.callbacks()]
+
+    assert names() == ["ViabilityCallback", "MetricsCallback"]
+    assert names(caution=0.1) == ["ViabilityCallback", "InternalModelCallback", "MetricsCallback"]
+    imagines = ["ViabilityCallback", "InternalModelCallback", "WorldModelCallback", "MetricsCallback"]
+    assert names(infeasible="planner") == imagines
+    # The planner looks ahead, whoever judges.
+    config = shielded(mode="critic", infeasible="planner", horizon=6, conf=0.8, train={"model_rollouts": 3})
+    search = config.wrap(gym.make("CartPole-v1")).layer.lookahead
+    assert (search.horizon, search.conf, search.rollouts) == (6, 0.8, 3)
 
 
 def test_masks_for_the_algorithm_that_takes_them() -> None:

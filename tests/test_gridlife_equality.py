@@ -22,6 +22,7 @@ share = st.floats(0.0, 1.0)
 def worlds(draw: st.DrawFn) -> dict[str, Any]:
     size = draw(st.integers(1, 7))
     tiles = size**2 - 1
+    year, spell_every = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     hazards = draw(st.integers(0, tiles))
     food = draw(st.integers(0, tiles - hazards))
     return {
@@ -44,6 +45,12 @@ def worlds(draw: st.DrawFn) -> dict[str, Any]:
         "energy_decay": draw(st.floats(0.0, 0.05)),
         "energy_drift": draw(st.floats(0.0, 0.002)),
         "temp_rate": draw(share),
+        "insulation": draw(st.floats(0.0, 3.0)),
+        "climate": draw(share),
+        "year": year,
+        "spell_every": spell_every,
+        "spell_length": draw(st.integers(0, spell_every)),
+        "season": draw(st.none() | st.integers(0, year - 1)),
         "comfort": draw(st.floats(0.0, 0.5)),
         "harsh": draw(st.floats(0.0, 0.5)),
         "task": draw(st.sampled_from(["items", "explore"])),
@@ -200,7 +207,7 @@ def test_compiled_constants_are_the_current_ones() -> None:
     from persist_sb3.envs import worlds as w
 
     assert (
-        *(len(dynamics.ACTIONS), layout.AROUND),
+        *(len(dynamics.ACTIONS), layout.AROUND, dynamics.RESERVES),
         *(dynamics.SEES_FOOD, dynamics.SEES_ITEM, dynamics.SEES_HAZARD, dynamics.SEES_HEAT, w.FIXED_INTS),
         *(w.CELL, w.STEP, w.NEXT_SLIP, w.NEXT_EVENT, w.LAYOUT_SEED, w.CHANCE, w.LAYOUTS, w.TERMINATED, w.TRUNCATED),
         *(w.EMPTY, w.HAZARD, w.FIRST_SLOT),

@@ -260,6 +260,76 @@ def test_driven_step_by_step_it_gets_there_and_stops_in_time() -> None:
     assert (furthest >= 0.8).all() and (furthest <= 1.0).all()
 
 
+# Dynamics that remember
+
+
+class Glide:
+    """A mass that glides on: its velocity, 0 at first, is changed by each push and seen nowhere in the state."""
+
+    members = 1
+
+    def __init__(self, spec: StateSpec, velocity: NDArray[Any] | None = None) -> None:
+        self.spec = spec
+        self.velocity = velocity
+
+    def begin(self, state: Floats) -> "Glide":
+        return Glide(self.spec, np.zeros(len(state), dtype=np.float32))
+
+    def take(self, rows: NDArray[np.intp]) -> "Glide":
+        assert self.velocity is not None
+        return Glide(self.spec, self.velocity[rows])
+
+    def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
+        push = action[:, 0] if self.spec.continuous else action.argmax(axis=1) - 1.0
+        velocity = push if self.velocity is None else self.velocity + push
+        if self.velocity is not None:
+            self.velocity = velocity
+        state = state.copy()
+        state[:, 1] += velocity
+        return state
+
+
+CORRIDOR = ViabilitySet(["place in [0, 10]"], ["place"], mu=[5.0])
+GLIDING = StateSpec(NOWHERE, spaces.Discrete(3), CORRIDOR)
+STEERED = StateSpec(NOWHERE, spaces.Box(-1.0, 1.0, (1,), dtype=np.float32), CORRIDOR)
+
+
+def glide(start: float, pushes: NDArray[Any]) -> tuple[bool, float]:
+    """
+    :return: whether a mass at rest, so pushed, stays in the corridor, and what its course is worth
+    """
+    places = start + np.cumsum(np.cumsum(pushes))
+    margins = np.minimum(places, 10.0 - places) / 5.0
+    barrier = np.log(np.maximum(margins, LEAST))
+    return bool((margins >= 0.0).all()), float(barrier.sum() + END_WEIGHT * barrier[-1])
+
+
+def test_a_plan_remembers_what_it_has_imagined() -> None:
+    starts, horizon = np.array([1.0, 3.0, 5.0, 8.0, 10.5, 11.5]), 4
+    planner = Planning(horizon=horizon, conf=1.0, rollouts=2, width=3**3).planner(
+        GLIDING, {}, streams(len(starts)), Glide(GLIDING)
+    )
+    plan = planner.plan(states(starts), np.arange(len(starts)))
+    for row, start in enumerate(starts):
+        courses = [glide(start, np.array(course) - 1.0) for course in product(range(3), repeat=horizon)]
+        safe = [worth for stays, worth in courses if stays]
+        assert plan.feasible[row] == bool(safe)
+        if safe:
+            assert plan.score[row] == pytest.approx(max(safe), rel=1e-4)
+            assert glide(start, plan.course[row].argmax(axis=1) - 1.0)[0]
+    assert 0 < plan.feasible.sum() < len(starts)
+
+
+def test_courses_of_box_actions_remember_too() -> None:
+    starts = np.array([1.0, 4.0, 9.0])
+    planner = Planning(horizon=5, conf=1.0, rollouts=2, samples=96).planner(STEERED, {}, streams(3), Glide(STEERED))
+    plan = planner.plan(states(starts), np.arange(3))
+    for row, start in enumerate(starts):
+        stays, worth = glide(start, plan.course[row, :, 0])
+        assert plan.feasible[row] and stays
+        assert plan.score[row] == pytest.approx(worth, rel=1e-4)
+
+
 # Parameters
 
 

@@ -16,6 +16,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from persist_sb3.callbacks import InternalModelCallback, MetricsCallback, ViabilityCallback, WorldModelCallback
+from persist_sb3.models.imagination import LatentDynamics, rollout
+from persist_sb3.models.latent import LatentModel
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.recording import record
@@ -198,6 +200,43 @@ def test_it_plans_with_models_that_are_trained_meanwhile(tmp_path: Path) -> None
     fresh.layer._observation, fresh.layer._x = env.layer._observation, env.layer._x
     assert fresh.layer.plan is not None and expected is not None
     np.testing.assert_array_equal(fresh.layer.plan.course, expected.course)
+
+
+LATENT: dict[str, Any] = {
+    "kind": "latent",
+    "gru_size": 8,
+    "units": 8,
+    "groups": 2,
+    "classes": 3,
+    "batch_size": 4,
+    "sequence_length": 4,
+    "learning_starts": 64,
+    "train_freq": 2,
+}
+
+
+def test_a_latent_model_remembers_through_the_plan(tmp_path: Path) -> None:
+    parameters: dict[str, Any] = {"horizon": 4, "rollouts": 1, "chance": False, "min_updates": 20}
+    env = make_vec(**parameters)
+    callbacks: list[BaseCallback] = [InternalModelCallback(learning_starts=64, **SMALL), WorldModelCallback(**LATENT)]
+    model = learn(env, callbacks, steps=384)
+    plan = env.layer.plan
+    assert plan is not None
+    latent = env.layer._models["world_model"]
+    assert isinstance(latent, LatentModel)
+    state = env.layer.spec.encode(env.layer._observation, env.layer._x)
+    path = rollout(LatentDynamics(latent), state, plan.course.swapaxes(0, 1), 4, np.zeros(N, dtype=np.intp), None)
+    margins = env.layer.spec.viability.margins(path[..., 1:].reshape(-1, 1)).min(axis=1).reshape(4, N)
+    np.testing.assert_allclose(plan.margin, margins.min(axis=0), rtol=1e-5)
+
+    # A replay takes it from the policy.
+    model.save(tmp_path / "model")
+    PPO.load(tmp_path / "model", device="cpu")
+    fresh = make_vec(**parameters)
+    fresh.reset()
+    fresh.layer._observation, fresh.layer._x = env.layer._observation, env.layer._x
+    assert fresh.layer.plan is not None
+    np.testing.assert_array_equal(fresh.layer.plan.course, plan.course)
 
 
 @pytest.mark.slow

@@ -15,6 +15,19 @@ ENV_IDS: dict[str, dict[str, object]] = {
     "GridLifeContinuousScent-v0": {"scent": True, "continuous": True},
     "GridLifeHidden-v0": {"hidden": ["energy"]},
     "GridLifeExplore-v0": {"task": "explore", "items": 0},
+    # Reserves keep warm, and no reserves are right for both summer and winter.
+    "GridLifeSeason-v0": {
+        "scent": True,
+        "climate": 0.36,
+        "insulation": 0.75,
+        "hot_spots": 0,
+        "cold_spots": 0,
+        "hazards": 0,
+        "ringed_food": 0,
+        "food": 12,
+        "food_energy": 0.1,
+        "food_regrowth": 0.05,
+    },
     # For agents that were trained on GridLife-v0: the world is not as it was.
     "GridLifeScarce-v0": {"food": 4, "food_regrowth": 0.015},
     "GridLifeDrift-v0": {"energy_drift": 2e-5},

@@ -7,7 +7,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from persist_sb3.envs.dynamics import ACTIONS, SEES_FOOD, SEES_HAZARD, SEES_HEAT, SEES_ITEM, GridLifeParams, tables
+from persist_sb3.envs.dynamics import (
+    ACTIONS,
+    RESERVES,
+    SEES_FOOD,
+    SEES_HAZARD,
+    SEES_HEAT,
+    SEES_ITEM,
+    GridLifeParams,
+    tables,
+)
 from persist_sb3.envs.interface import Interface
 from persist_sb3.envs.layout import AROUND, draws_per_layout
 from persist_sb3.envs.worlds import (
@@ -61,9 +70,13 @@ FIRST_LAYOUT: Final = 13
 MANY_LAYOUTS: Final = 14
 DRAWS: Final = 15
 WINDOW: Final = 16
-INT_TABLES: Final = 17
+YEAR: Final = 17
+SPELL_EVERY: Final = 18
+SPELL_LENGTH: Final = 19
+SEASON: Final = 20
+INT_TABLES: Final = 21
 
-# Where the real constants are; after them tables.food_wait, item_wait, slip_wait, spot and scent.
+# Where the real constants are; after them tables.food_wait, item_wait, slip_wait, spot, scent and spells.
 ENERGY_DECAY: Final = 0
 MOVE_COST: Final = 1
 FOOD_ENERGY: Final = 2
@@ -73,17 +86,21 @@ REPAIR: Final = 5
 COMFORT: Final = 6
 HARSH: Final = 7
 ENERGY_DRIFT: Final = 8
-FLOAT_TABLES: Final = 9
+CLIMATE: Final = 9
+INSULATION: Final = 10
+FLOAT_TABLES: Final = 11
 
 # What a tile is good for while a layout is made.
 NOTHING, FREE, COMFORTABLE, HARSH_TILE, REWARDING, TILE = (np.uint8(flag) for flag in (0, 1, 2, 4, 8, 16))
 
 N_ACTIONS: Final = len(ACTIONS)
 DRAWN: Final = -1
+#: In the place of a season: that of the layout.
+OF_LAYOUT: Final = -1
 
 #: The imported constants, which are compiled in. Compiled code is kept on the disk until this file changes, so a
 #: change of theirs has to show here.
-COMPILED_IN = (5, 8, 0, 1, 2, 3, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 0, 3, 4, 5, 8, 11, 14, 17, 20)
+COMPILED_IN = (5, 8, 0.7, 0, 1, 2, 3, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 0, 3, 4, 5, 8, 11, 14, 17, 20)
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -127,6 +144,10 @@ class NumbaEngine:
             layouts[1] - layouts[0],
             draws_per_layout(params),
             interface.window_size,
+            params.year,
+            params.spell_every,
+            params.spell_length,
+            OF_LAYOUT if params.season is None else params.season,
         ]
         real = [
             params.energy_decay,
@@ -138,9 +159,11 @@ class NumbaEngine:
             params.comfort,
             params.harsh,
             params.energy_drift,
+            params.climate,
+            params.insulation,
         ]
         int_tables = [table.targets, table.around, table.seen, table.far, table.window[0]]
-        float_tables = [table.food_wait, table.item_wait, table.slip_wait, table.spot, table.scent]
+        float_tables = [table.food_wait, table.item_wait, table.slip_wait, table.spot, table.scent, table.spells]
         ints = np.concatenate([np.array(whole, dtype=np.int64), *(array.ravel() for array in int_tables)])
         floats = np.concatenate([np.array(real), *(array.ravel() for array in float_tables)])
         self._state = worlds.ints, worlds.floats, worlds.seen, worlds.observations
@@ -402,6 +425,7 @@ def _step_all(ints: Ints, floats: Reals, maps: Floats, observations: Floats, act
     tiles_at = due_at + slots
     visited_at = tiles_at + area
     seen_at = INT_TABLES + (N_ACTIONS + AROUND) * area
+    spells_at = FLOAT_TABLES + 3 * horizon + size**4 + 2 * (2 * size - 1) ** 2
     for i in range(len(actions)):
         if ints[i, NEXT_EVENT] == 0:
             floats[i, REWARD] = 0.0
@@ -439,7 +463,14 @@ def _step_all(ints: Ints, floats: Reals, maps: Floats, observations: Floats, act
             energy -= cf[MOVE_COST]
         # What is seen tells what is there, and is needed for the observation anyway.
         integrity = integrity - cf[HAZARD_DAMAGE] if maps[i, at + SEES_HAZARD] else integrity + cf[REPAIR]
-        temp = temp + cf[TEMP_RATE] * (np.float64(maps[i, at + SEES_HEAT]) - temp)
+        heat = np.float64(maps[i, at + SEES_HEAT])
+        if cf[CLIMATE] > 0.0:
+            past, hour = divmod(step - 1, ci[SPELL_EVERY])
+            if hour >= ci[SPELL_EVERY] - ci[SPELL_LENGTH]:
+                first = ints[i, LAYOUT_SEED] if ci[SEASON] == OF_LAYOUT else ci[SEASON]
+                heat += cf[spells_at + (first + past) % ci[YEAR]]
+        heat += cf[INSULATION] * (floats[i, INTERNAL] - RESERVES)
+        temp = temp + cf[TEMP_RATE] * (heat - temp)
         reward = 0.0
         if maps[i, at + SEES_FOOD] or maps[i, at + SEES_ITEM]:
             slot = ints[i, tiles_at + cell] - FIRST_SLOT
@@ -457,7 +488,7 @@ def _step_all(ints: Ints, floats: Reals, maps: Floats, observations: Floats, act
             ints[i, visited_at + cell] = 1
             reward = 1.0
         floats[i, INTERNAL] = min(max(energy, 0.0), 1.0)
-        floats[i, INTERNAL + 1] = temp
+        floats[i, INTERNAL + 1] = min(max(temp, 0.0), 1.0)
         floats[i, INTERNAL + 2] = min(max(integrity, 0.0), 1.0)
         floats[i, REWARD] = reward
         floats[i, TOTAL] += reward

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 INTERNAL_NAMES = ("energy", "temp", "integrity")
 SETPOINT = (0.7, 0.5, 0.9)
 WEIGHTS = (1.0, 0.5, 1.5)
+#: Energy at which the reserves neither warm nor cool.
+RESERVES = SETPOINT[0]
 CONSTRAINTS = ("energy >= 0.2", "temp in [0.3, 0.7]", "integrity >= 0.6")
 ACTIONS = ("stay", "up", "down", "left", "right")
 CHANNELS = ("food", "item", "hazard", "heat", "outside")
@@ -28,6 +30,12 @@ class GridLifeParams:
     A step goes: what is due regrows; the agent slips, or moves as it wished; it takes what lies on the tile it is on;
     then energy, temperature and integrity change, each clipped to ``[0, 1]``.
 
+    With ``climate`` there are seasons. The weather comes in spells, which are the same on all tiles: heat waves in
+    summer, cold snaps in winter, calm between them. The ``k``-th spell of the year adds
+    ``climate * cos(2 pi k / year)`` to the heat. The window does not show it; the agent feels it in its temperature.
+    With ``insulation`` reserves keep warm: the temperature relaxes to the tile's heat, the weather's, and
+    ``insulation * (energy - 0.7)``, with the energy before the step.
+
     :param size: side of the square grid, in tiles
     :param radius: how far the agent sees in each direction, in tiles; the window's side is ``2 * radius + 1``
     :param horizon: steps after which an episode is truncated
@@ -36,6 +44,13 @@ class GridLifeParams:
     :param move_cost: energy lost on a step that changes the agent's tile, on top of ``energy_decay``
     :param food_energy: energy gained from one food
     :param temp_rate: share of the gap to the tile's heat that the temperature closes a step
+    :param insulation: heat that the agent gains for each unit of energy above 0.7, and lacks below
+    :param climate: heat that the spell at midsummer adds to every tile, and that at midwinter takes away
+    :param year: spells of weather in a year
+    :param spell_every: steps from the end of a spell to the end of the next; an episode begins as one has ended
+    :param spell_length: steps that a spell lasts
+    :param season: number of the first spell in an episode, 0 at midsummer and ``year / 2`` at midwinter. Default: the
+        layout seed modulo ``year``, so that each layout has its season
     :param hazard_damage: integrity lost on a step that ends on a hazard
     :param repair: integrity regained on every other step
     :param slip: probability that a step takes an action drawn uniformly instead of the agent's
@@ -69,6 +84,12 @@ class GridLifeParams:
     move_cost: float = 0.002
     food_energy: float = 0.3
     temp_rate: float = 0.07
+    insulation: float = 0.0
+    climate: float = 0.0
+    year: int = 128
+    spell_every: int = 64
+    spell_length: int = 20
+    season: int | None = None
     hazard_damage: float = 0.08
     repair: float = 0.002
     slip: float = 0.02
@@ -92,7 +113,7 @@ class GridLifeParams:
     task: Literal["items", "explore"] = "items"
 
     def __post_init__(self) -> None:
-        for name in ("size", "horizon"):
+        for name in ("size", "horizon", "year", "spell_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("radius", "hot_spots", "cold_spots", "hazards", "food", "items", "ringed_food"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
@@ -102,6 +123,7 @@ class GridLifeParams:
             "move_cost",
             "food_energy",
             "temp_rate",
+            "climate",
             "hazard_damage",
             "repair",
             "slip",
@@ -116,6 +138,11 @@ class GridLifeParams:
         for name in ("spot_sigma", "scent_range"):
             self._require(name, getattr(self, name) > 0.0, "positive")
         self._require("spot_distance", self.spot_distance >= 0.0, "at least 0")
+        self._require("insulation", 0.0 <= self.insulation < np.inf, "a finite number, at least 0")
+        self._require(
+            "spell_length", 0 <= self.spell_length <= self.spell_every, f"between 0 and spell_every={self.spell_every}"
+        )
+        self._require("season", self.season is None or 0 <= self.season < self.year, f"in [0, year={self.year})")
         self._require("dead_zone", 0.0 <= self.dead_zone < 1.0, "in [0, 1)")
         self._require("ringed_food", self.ringed_food <= self.food, f"at most food={self.food}")
         self._require("ring_hazards", 0 <= self.ring_hazards <= 8, "between 0 and 8")
@@ -169,6 +196,7 @@ class Tables(NamedTuple):
     food_wait: NDArray[np.float64]  # (horizon,) probability that regrowth takes at most 1, 2, ... steps
     item_wait: NDArray[np.float64]  # (horizon,) the same for items
     slip_wait: NDArray[np.float64]  # (horizon,) the same for the next slip
+    spells: NDArray[np.float64]  # (year,) heat that each spell of weather adds
     seen: NDArray[np.int64]  # (A,) where a tile's first channel is in the flattened maps
     window: NDArray[np.int64]  # (A, C * W * W) where the window around a tile is in the flattened maps
 
@@ -183,6 +211,27 @@ def waiting_times(probability: float, horizon: int) -> NDArray[np.float64]:
     :return: ``P(wait <= k)`` for ``k = 1 ... horizon``; the wait of a uniform ``u`` is ``1 + #{k : P(wait <= k) <= u}``
     """
     return 1.0 - np.power(1.0 - probability, np.arange(1, horizon + 1))
+
+
+def first_spell(params: GridLifeParams, layout_seed: Any) -> Any:
+    """
+    :param params: the world's parameters
+    :param layout_seed: of any shape
+    :return: number of the first spell of weather in an episode on that layout, of the same shape
+    """
+    return layout_seed % params.year if params.season is None else np.full_like(layout_seed, params.season)
+
+
+def weather(params: GridLifeParams, first: Any, step: Any) -> NDArray[np.float64]:
+    """
+    :param params: the world's parameters
+    :param first: number of the first spell in the episode, of any shape
+    :param step: number of the step in the episode, from 1, likewise
+    :return: heat that the weather adds to every tile
+    """
+    past, hour = np.divmod(np.asarray(step) - 1, params.spell_every)
+    spell = tables(params).spells[(first + past) % params.year]
+    return np.where(hour >= params.spell_every - params.spell_length, spell, 0.0)
 
 
 @lru_cache(maxsize=32)
@@ -219,6 +268,7 @@ def tables(params: GridLifeParams) -> Tables:
         food_wait=waiting_times(params.food_regrowth, params.horizon),
         item_wait=waiting_times(params.item_regrowth, params.horizon),
         slip_wait=waiting_times(params.slip, params.horizon),
+        spells=params.climate * np.cos(2.0 * np.pi * np.arange(params.year) / params.year),
         seen=((row + radius) * padded + col + radius) * len(CHANNELS),
         window=corner.ravel() + ((row * padded + col) * len(CHANNELS))[:, None],
     )

@@ -9,7 +9,16 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from persist_sb3.envs.controls import Controls, Settings
-from persist_sb3.envs.dynamics import ACTIONS, CHANNELS, INTERNAL_NAMES, SEES_FOOD, SEES_ITEM, tables
+from persist_sb3.envs.dynamics import (
+    ACTIONS,
+    CHANNELS,
+    INTERNAL_NAMES,
+    RESERVES,
+    SEES_FOOD,
+    SEES_ITEM,
+    first_spell,
+    tables,
+)
 from persist_sb3.envs.interface import forced_layout_seed, limits
 from persist_sb3.envs.layout import GOLDEN, generate, padded_maps
 from persist_sb3.envs.render import Window
@@ -106,6 +115,8 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._masks = table.masks
         self._waits = [table.food_wait.tolist()] * params.food + [table.item_wait.tolist()] * params.items
         self._slip_wait = table.slip_wait.tolist()
+        self._plain = not (params.climate or params.insulation)
+        self._spells = table.spells.tolist()
         self._scents = table.scent.tolist()
         self._seen_at = table.seen.tolist()
         self._channel = [SEES_FOOD] * params.food + [SEES_ITEM] * params.items
@@ -267,7 +278,12 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
                 elif not self._explores:
                     reward = 1.0
         temp = self._temp
-        self._temp = temp = temp + temp_rate * (self._heat[cell] - temp)
+        if self._plain:
+            # Between two numbers that are in [0, 1], it needs no clipping.
+            self._temp = temp = temp + temp_rate * (self._heat[cell] - temp)
+        else:
+            temp = temp + temp_rate * (self._felt(cell, step) - temp)
+            self._temp = temp = 0.0 if temp < 0.0 else 1.0 if temp > 1.0 else temp
         self._energy = energy = 0.0 if energy < 0.0 else 1.0 if energy > 1.0 else energy
         self._integrity = integrity = 0.0 if integrity < 0.0 else 1.0 if integrity > 1.0 else integrity
         if self._explores and not self._visited[cell]:
@@ -318,6 +334,14 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._tiles[self._places[slot]] = EMPTY
         self._show(slot, 0.0)
         return slot < self.params.food
+
+    def _felt(self, cell: int, step: int) -> float:
+        """Heat of a tile with that of the weather and of the reserves."""
+        params, heat = self.params, self._heat[cell]
+        past, hour = divmod(step - 1, params.spell_every)
+        if hour >= params.spell_every - params.spell_length:
+            heat += self._spells[(first_spell(params, self._layout_seed) + past) % params.year]
+        return heat + params.insulation * (self._energy - RESERVES)
 
     def _show(self, slot: int, value: float) -> None:
         self._world[self._seen_at[self._places[slot]] + self._channel[slot]] = value

@@ -3,7 +3,17 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from persist_sb3.envs.dynamics import ACTIONS, SEES_FOOD, SEES_HEAT, SEES_ITEM, GridLifeParams, tables
+from persist_sb3.envs.dynamics import (
+    ACTIONS,
+    RESERVES,
+    SEES_FOOD,
+    SEES_HEAT,
+    SEES_ITEM,
+    GridLifeParams,
+    first_spell,
+    tables,
+    weather,
+)
 from persist_sb3.envs.interface import Interface
 from persist_sb3.envs.layout import generate, padded_maps
 from persist_sb3.envs.worlds import EMPTY, FIRST_SLOT, HAZARD, LAYOUTS, NEVER, Worlds, tile_codes
@@ -77,12 +87,15 @@ class NumpyEngine:
         here = worlds.cell[rows]
         cell = table.targets[moves, here]
         worlds.cell[rows] = cell
-        energy, temp, integrity = worlds.internal[rows].T
+        reserves, temp, integrity = worlds.internal[rows].T
         decay = params.energy_decay + params.energy_drift * step
-        energy = energy - decay - params.move_cost * (cell != here)
+        energy = reserves - decay - params.move_cost * (cell != here)
         tile = worlds.tiles[rows, cell]
         integrity = np.where(tile == HAZARD, integrity - params.hazard_damage, integrity + params.repair)
         heat = worlds.seen[rows, table.seen[cell] + SEES_HEAT].astype(np.float64)
+        if params.climate:
+            heat += weather(params, first_spell(params, worlds.layout_seed[rows]), step)
+        heat += params.insulation * (reserves - RESERVES)
         temp = temp + params.temp_rate * (heat - temp)
         taken = tile >= FIRST_SLOT
         collected = np.zeros(len(rows), dtype=bool)
@@ -90,7 +103,7 @@ class NumpyEngine:
             is_food = self._take(rows[taken], tile[taken] - FIRST_SLOT)
             energy[taken] += params.food_energy * is_food
             collected[taken] = ~is_food
-        internal = np.stack([np.clip(energy, 0.0, 1.0), temp, np.clip(integrity, 0.0, 1.0)], axis=1)
+        internal = np.clip(np.stack([energy, temp, integrity], axis=1), 0.0, 1.0)
         worlds.internal[rows] = worlds.final[rows] = internal
         if params.task == "explore":
             worlds.reward[rows] = worlds.visited[rows, cell] == 0

@@ -35,14 +35,24 @@ class Dynamics(Protocol):
         """
 
 
+class Rollout(Dynamics, Protocol):
+    """Steps that follow one another, of dynamics that remember: each takes the states that the last returned."""
+
+    def take(self, rows: NDArray[np.intp]) -> "Rollout":
+        """
+        :param rows: which rows go on, in this order; one may do so more than once, ``(m,)``
+        :return: the rollout of these, each with what it remembers; this one does not follow it
+        """
+
+
 @runtime_checkable
 class RecurrentDynamics(Dynamics, Protocol):
     """Dynamics that remember. :meth:`step` by itself starts from what the state alone says."""
 
-    def begin(self, state: Floats) -> Dynamics:
+    def begin(self, state: Floats) -> Rollout:
         """
         :param state: where each row begins, ``(n, D)``
-        :return: dynamics for these rows, whose steps follow one another: each takes the states that the last returned
+        :return: dynamics for these rows, whose steps follow one another
         """
 
 
@@ -191,6 +201,10 @@ class LatentRollout:
             raise ValueError(f"a rollout that began with {len(self._belief.memory)} rows goes on with {len(state)}")
         following, self._belief = self._model.imagine(self._belief, state, action, noise)
         return following
+
+    def take(self, rows: NDArray[np.intp]) -> "LatentRollout":
+        """See :meth:`Rollout.take`."""
+        return LatentRollout(self._model, self._belief.rows(rows))
 
 
 def learned(world: WorldModel | LatentModel, internal: InternalModel | None) -> Dynamics:

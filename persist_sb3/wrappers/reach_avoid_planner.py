@@ -14,9 +14,9 @@ from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.imagination import Dynamics
 from persist_sb3.models.internal import InternalModel
+from persist_sb3.models.observation import ObservationModel
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
-from persist_sb3.models.world import WorldModel
 from persist_sb3.planning import Plan, Planner, Planning, Progress
 from persist_sb3.shield.lookahead import CALLBACKS, Function, trained
 from persist_sb3.state import last_loaded
@@ -28,7 +28,7 @@ from persist_sb3.wrappers.layer import Layer, Lookup, Step
 KINDS: dict[str, type[Model]] = {
     "viability": ViabilityCritic,
     "internal_model": InternalModel,
-    "world_model": WorldModel,
+    "world_model": ObservationModel,
 }
 
 

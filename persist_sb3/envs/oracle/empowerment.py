@@ -63,7 +63,7 @@ def viable_empowerment(
     :param internal: the outcome is not only where the agent is, but also its internal variables
     :param viability: the limits. Default: those GridLife has by default
     :return: bits of each tile, ``(A,)``
-    :raises ValueError: if ``x`` is not of the shape ``(3,)``
+    :raises ValueError: if ``x`` is not of the shape ``(3,)``, or the world has seasons
     """
     start = np.asarray(x, dtype=np.float64)
     if start.shape != (len(INTERNAL_NAMES),):

@@ -76,7 +76,7 @@ class ExactViability:
     :param horizon: stay alive for that many steps. Default: for ever
     :param viability: the limits, on single variables. Default: those GridLife has by default
     :raises ValueError: if there are too many states, too few levels, no step in the horizon, or an upper limit on
-        energy or integrity
+        energy or integrity; or if the world drifts, has seasons, or has insulation
     """
 
     def __init__(
@@ -90,6 +90,12 @@ class ExactViability:
     ) -> None:
         if params.energy_drift:
             raise ValueError(f"energy_drift={params.energy_drift}: the kernel is of worlds that stay as they are")
+        if params.climate:
+            raise ValueError(f"climate={params.climate}: the kernel is of worlds without seasons")
+        if params.insulation:
+            raise ValueError(
+                f"insulation={params.insulation}: the kernel is of worlds whose temperature does not depend on energy"
+            )
         if horizon is not None and horizon < 1:
             raise ValueError(f"horizon={horizon} must be at least 1, or None for ever")
         self.params = params

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from persist_sb3.envs.dynamics import ACTIONS, GridLifeParams, tables
+from persist_sb3.envs.dynamics import ACTIONS, RESERVES, GridLifeParams, tables, weather
 from persist_sb3.envs.worlds import EMPTY, FIRST_SLOT, HAZARD
 
 Floats = NDArray[np.float64]
@@ -30,15 +30,16 @@ def energy_after(params: GridLifeParams, energy: Any, moved: Any, fed: Any, step
     return np.clip(left + params.food_energy * fed, 0.0, 1.0)
 
 
-def temp_after(params: GridLifeParams, temp: Any, heat: Any) -> Floats:
+def temp_after(params: GridLifeParams, temp: Any, heat: Any, energy: Any = RESERVES) -> Floats:
     """
     :param params: the world's parameters
     :param temp: temperature before the step, any shape
-    :param heat: of the tile that the step ends on
+    :param heat: of the tile that the step ends on, that of the weather included
+    :param energy: before the step, which matters where there is insulation
     :return: temperature after the step
     """
-    warmed: Floats = temp + params.temp_rate * (heat - temp)
-    return warmed
+    felt = heat + params.insulation * (energy - RESERVES)
+    return np.clip(temp + params.temp_rate * (felt - temp), 0.0, 1.0)
 
 
 def integrity_after(params: GridLifeParams, integrity: Any, hazard: Any) -> Floats:
@@ -68,10 +69,21 @@ class Foresight:
     :param heat: of each tile, ``(n, A)``
     :param hazard: whether a tile is hazardous, ``(n, A)``
     :param places: tile of each food, then of each item, ``(n, food + items)``
-    :raises ValueError: if there are more slots than an integer has bits
+    :param first_spell: number of the first spell of weather in the episode, ``(n,)``; needed where there are seasons
+    :raises ValueError: if there are more slots than an integer has bits, or the season is needed and not given
     """
 
-    def __init__(self, params: GridLifeParams, heat: NDArray[np.float32], hazard: Bools, places: Ints) -> None:
+    def __init__(
+        self,
+        params: GridLifeParams,
+        heat: NDArray[np.float32],
+        hazard: Bools,
+        places: Ints,
+        first_spell: Ints | None = None,
+    ) -> None:
+        if params.climate and first_spell is None:
+            raise ValueError(f"climate={params.climate}: what comes depends on the season, which is not told")
+        self._first_spell = first_spell
         if params.slots > MOST_SLOTS:
             raise ValueError(f"the oracle foresees at most food + items = {MOST_SLOTS}, not {params.slots}")
         self._params = params
@@ -89,7 +101,7 @@ class Foresight:
         :param cell: the agent's tile, ``(n, k)``
         :param internal: internal variables, ``(3, n, k)``
         :param gone: slots whose food or item is not there, as bits, ``(n, k)``
-        :param number: of the step in its episode, ``(n, 1)``, which matters where the decay drifts
+        :param number: of the step in its episode, ``(n, 1)``, which matters where the decay drifts or there are seasons
         :return: the states after the step
         """
         params, n = self._params, len(cell)
@@ -103,6 +115,8 @@ class Foresight:
         energy, temp, integrity = internal.repeat(len(ACTIONS), axis=2)
         after = np.empty((3, *target.shape))
         after[0] = energy_after(params, energy, target != before, fed, number)
-        after[1] = temp_after(params, temp, heat)
+        if self._first_spell is not None:
+            heat = heat + weather(params, self._first_spell[:, None], number)
+        after[1] = temp_after(params, temp, heat, energy)
         after[2] = integrity_after(params, integrity, tile == HAZARD)
         return Futures(target, after, gone | taken.astype(np.int64) << slot, taken & ~fed)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from persist_sb3.envs.dynamics import ACTIONS, CONSTRAINTS, SETPOINT, GridLifeParams
+from persist_sb3.envs.dynamics import ACTIONS, CONSTRAINTS, SETPOINT, GridLifeParams, first_spell
 from persist_sb3.envs.interface import limits, make_viability
 from persist_sb3.envs.oracle.model import Bools, Floats, Foresight, Ints
 from persist_sb3.envs.snapshot import Snapshot
@@ -23,9 +23,10 @@ class BeamPlanner:
     """
     Beam search over action sequences, in ``n`` worlds at once.
 
-    The plan knows all there is to see, on the whole map, and nothing of what chance has in store: it foresees no slip,
-    and what has been eaten or collected does not come back. It maximises a log barrier, which as in interior-point
-    methods (Boyd & Vandenberghe, Convex Optimization, 2004, 11.2) keeps to the middle of the viability set:
+    The plan knows all there is to see, on the whole map, and the weather, and nothing of what chance has in store: it
+    foresees no slip, and what has been eaten or collected does not come back. It maximises a log barrier, which as in
+    interior-point methods (Boyd & Vandenberghe, Convex Optimization, 2004, 11.2) keeps to the middle of the viability
+    set:
 
     ``sum_t [b(x_t) + task_weight 0.95^t items_t] + 5 b(y)``, with ``b(x) = sum_j log(margin of variable j)``
 
@@ -75,7 +76,8 @@ class BeamPlanner:
         :raises ValueError: if its worlds have other parameters
         """
         worlds = self._batch(snapshot)
-        foresight = Foresight(self.params, worlds.heat, worlds.hazard, worlds.places)
+        season = first_spell(self.params, worlds.layout_seed)
+        foresight = Foresight(self.params, worlds.heat, worlds.hazard, worlds.places, season)
         gone = ((worlds.due > 0) << np.arange(self.params.slots)).sum(axis=1, dtype=np.int64)
         answer, _ = self._search(foresight, worlds.places, worlds.cell, worlds.internal.T, gone, worlds.step)
         return answer
@@ -93,7 +95,8 @@ class BeamPlanner:
         n, branches = len(worlds), len(ACTIONS)
         gone = ((worlds.due > 0) << np.arange(self.params.slots)).sum(axis=1, dtype=np.int64)
         # The actions of a world become worlds of their own, one step later.
-        once = Foresight(self.params, worlds.heat, worlds.hazard, worlds.places).step(
+        season = first_spell(self.params, worlds.layout_seed)
+        once = Foresight(self.params, worlds.heat, worlds.hazard, worlds.places, season).step(
             worlds.cell[:, None], worlds.internal.T[:, :, None], gone[:, None], worlds.step[:, None] + 1
         )
         internal = once.internal.reshape(len(once.internal), -1)
@@ -101,7 +104,7 @@ class BeamPlanner:
         row = np.repeat(np.arange(n), branches)[inside]
         safe = np.zeros(n * branches, dtype=bool)
         if len(row):
-            foresight = Foresight(self.params, worlds.heat[row], worlds.hazard[row], worlds.places[row])
+            foresight = Foresight(self.params, worlds.heat[row], worlds.hazard[row], worlds.places[row], season[row])
             _, safe[inside] = self._search(
                 foresight,
                 worlds.places[row],

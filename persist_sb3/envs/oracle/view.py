@@ -23,7 +23,7 @@ class FullView(VecEnvWrapper):
     dynamics: the mean ones, in which nobody slips and what is taken does not come back.
 
     :param venv: the worlds, with Discrete actions
-    :raises ValueError: if their dynamics drift, which the observation does not tell
+    :raises ValueError: if their dynamics drift or they have seasons, which the observation does not tell
     """
 
     def __init__(self, venv: GridLifeVecEnv) -> None:
@@ -31,6 +31,8 @@ class FullView(VecEnvWrapper):
         params = venv.params
         if params.energy_drift:
             raise ValueError(f"energy_drift={params.energy_drift}: FullView does not show how far that has gone")
+        if params.climate:
+            raise ValueError(f"climate={params.climate}: FullView does not show the season")
         high = np.array([venv.num_envs - 1, params.size**2 - 1, *[1] * params.slots], dtype=np.float32)
         super().__init__(venv, spaces.Box(np.zeros_like(high), np.maximum(high, 1.0), dtype=np.float32))
         self._bits = np.arange(params.slots)
