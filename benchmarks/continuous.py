@@ -3,8 +3,8 @@ What a shield does for real-valued actions, and for environments nobody here wro
 after, task return, and how often the shield steps in. Three agents each: bare SB3, with the homeostatic reward, and
 with the shield on top, all trained by ``train.py`` from the hyperparameters in ``persist_sb3/hyperparams``.
 
-Agents that are there already are not trained again, so the benchmark can be interrupted; ``--only`` and ``--conditions``
-leave the other results as they are::
+Agents that are there already are not trained again, so the benchmark can be interrupted. ``--only`` and
+``--conditions`` leave the other results as they are::
 
     python -m benchmarks.continuous                               # 3 seeds of all
     python -m benchmarks.continuous --seeds 1 --fraction 0.4      # a quick look

@@ -3,8 +3,8 @@ Real problems: what the layers and the shield do on environments that other peop
 bare SB3, with the homeostatic reward, and with the shield on top, all trained by ``train.py`` from the hyperparameters
 in ``persist_sb3/hyperparams``. Environments whose package is not installed are left out, and named.
 
-Agents that are there already are not trained again, so the benchmark can be interrupted; ``--only`` and ``--conditions``
-leave the other results as they are::
+Agents that are there already are not trained again, so the benchmark can be interrupted. ``--only`` and
+``--conditions`` leave the other results as they are::
 
     python -m benchmarks.problems --seeds 2                            # about 40 minutes of CPU
     python -m benchmarks.problems --seeds 2 --only Navigation1-v0      # one problem
