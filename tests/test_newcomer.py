@@ -148,6 +148,7 @@ def test_init_limits_only_the_side_to_which_a_variable_goes(folder: Path) -> Non
     assert (name, sign) == ("battery", ">=") and 0.0 < float(limit) < 100.0
     assert persist.internal_state.high == (100.0,)
     # A battery at its limit costs half a unit, as the comment in the file says.
+    assert persist.internal_state.w is not None
     assert persist.internal_state.w[0] * (100.0 - float(limit)) ** 2 == pytest.approx(0.5, rel=0.01)
 
 
