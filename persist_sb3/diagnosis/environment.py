@@ -78,7 +78,9 @@ def check_spaces(env: gym.Env[Any, Any], algo: str | None, append: bool = False)
                 + ("" if nested else ", or set internal_state.append to true, which flattens it"),
             )
         )
-    small = [name for name, part in _parts(observation) if is_image(part) and min(sorted(part.shape or ())[1:]) < SMALLEST]
+    small = [
+        name for name, part in _parts(observation) if is_image(part) and min(sorted(part.shape or ())[1:]) < SMALLEST
+    ]
     if small:
         findings.append(
             Finding(
