@@ -405,7 +405,7 @@ def _not_prevented(seen: Replay, most: int) -> Table:
     table = Table(
         title=f"not prevented: the first {min(most, len(seen.violations))} of {len(seen.violations)} episodes with a "
         "violation",
-        caption=f"an action passes from a value of {seen.threshold:g} on; 1 is the setpoint, 0 a limit",
+        caption=f"an action passes from a value of {seen.threshold:g} on",
     )
     for name in ("episode", "step", "violated", "value", "why"):
         table.add_column(name, justify="left" if name in ("violated", "why") else "right")
