@@ -3,8 +3,8 @@ What a shield does for real-valued actions, and for environments nobody here wro
 after, task return, and how often the shield steps in. Three agents each: bare SB3, with the homeostatic reward, and
 with the shield on top, all trained by ``train.py`` from the hyperparameters in ``persist_sb3/hyperparams``.
 
-Agents that are there already are not trained again, so the benchmark can be interrupted; ``--only`` leaves the results
-of the other environments as they are::
+Agents that are there already are not trained again, so the benchmark can be interrupted. ``--only`` and
+``--conditions`` leave the other results as they are::
 
     python -m benchmarks.continuous                               # 3 seeds of all
     python -m benchmarks.continuous --only GridLifeContinuousScent-v0
@@ -238,10 +238,17 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
         for name in dict.fromkeys(name for figures in conditions.values() for name in figures):
             table.add_row(name, *(summary(values[name]) if name in values else "" for values in conditions.values()))
         Console(width=140).print(table)
+        before = results.get(env_id, {})
+        if (before.get("timesteps"), before.get("episodes")) == (steps, own.episodes):
+            # Those that were left out this time.
+            everything = {**before["conditions"], **conditions}
+            conditions = {name: everything[name] for name in CONDITIONS if name in everything}
         results[env_id] = {"algo": task.algo, "timesteps": steps, "episodes": own.episodes, "conditions": conditions}
     own.output.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=2) + "\n")
     draw({env_id: results[env_id] for env_id in tasks if env_id in results}, own.output / f"{output}.png")
+    for env_id in env_ids:
+        draw({env_id: results[env_id]}, own.output / f"{output}-{env_id}.png")
 
 
 if __name__ == "__main__":

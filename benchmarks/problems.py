@@ -3,16 +3,18 @@ Real problems: what the layers and the shield do on environments that other peop
 bare SB3, with the homeostatic reward, and with the shield on top, all trained by ``train.py`` from the hyperparameters
 in ``persist_sb3/hyperparams``. Environments whose package is not installed are left out, and named.
 
-Agents that are there already are not trained again, so the benchmark can be interrupted; ``--only`` leaves the results
-of the other environments as they are::
+Agents that are there already are not trained again, so the benchmark can be interrupted. ``--only`` and
+``--conditions`` leave the other results as they are::
 
     python -m benchmarks.problems --seeds 2                            # about 40 minutes of CPU
     python -m benchmarks.problems --seeds 2 --only Navigation1-v0      # one problem
 """
 
 import importlib
+from functools import cache
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
@@ -20,10 +22,12 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from benchmarks.continuous import TASKS as CLASSIC
 from benchmarks.continuous import Figures, Task, compare
+from persist_sb3 import hyperparams
 from persist_sb3.envs.navigation import collision_probability
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord
 from persist_sb3.runs import Run
+from persist_sb3.wrappers import InternalState
 
 #: An action is safe if it ends in an obstacle with at most this probability.
 RISK = 0.01
@@ -118,6 +122,37 @@ def navigation(run: Run, trained: list[EpisodeRecord], tests: list[EpisodeRecord
     return figures
 
 
+@cache
+def grower(episodes: int = 50) -> Figures:
+    """
+    :param episodes: how many
+    :return: what the greenhouse's published rule does: a grower's climate computer, whose setpoints are those that the
+        model's validation crops were grown under
+    """
+    from lettuce_greenhouse_gym.baselines import GrowerHeuristic, run_episode
+
+    entry = hyperparams.load("sac")["Greenhouse-v0"]
+    parameters = entry["vec_env_wrapper"][0]["persist_sb3.wrappers.VecInternalState"]
+    env = InternalState(gym.make("Greenhouse-v0"), **parameters)
+    logs = [run_episode(env, GrowerHeuristic(), seed=1_000_000 + number) for number in range(episodes)]
+    costs = [sum(info["cost"] for info in log.info) for log in logs]
+    return {
+        "a grower's rule: violating steps, per 1000": 1000.0 * sum(costs) / sum(len(log.info) for log in logs),
+        "a grower's rule: episodes without a violation": float(np.mean([cost == 0.0 for cost in costs])),
+        "a grower's rule: task return": float(np.mean([log.total_return for log in logs])),
+    }
+
+
+def greenhouse(run: Run, trained: list[EpisodeRecord], tests: list[EpisodeRecord]) -> Figures:
+    """
+    :param run: on the greenhouse
+    :param trained: its training episodes
+    :param tests: its test episodes
+    :return: what to compare it with
+    """
+    return grower()
+
+
 TASKS = {
     **{env_id: CLASSIC[env_id] for env_id in ("CartPole-v1", "Pendulum-v1")},
     "Navigation1-v0": Task("sac", 10_000, further=navigation),
@@ -125,7 +160,7 @@ TASKS = {
     "LunarLanderFuel-v0": Task("ppo", 40_000, "examples.lunarlander"),
     "Diabetes-v0": Task("sac", 4_000, "examples.diabetes"),
     "Obstacles-v0": Task("ppo", 30_000, "examples.minigrid_obstacles"),
-    "Greenhouse-v0": Task("sac", 8_000, "examples.greenhouse"),
+    "Greenhouse-v0": Task("sac", 8_000, "examples.greenhouse", further=greenhouse),
 }
 
 

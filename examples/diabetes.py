@@ -1,7 +1,6 @@
 """
-A type-1 diabetes patient of the UVa/Padova simulator (simglucose), whose glucose must stay in [70, 180] mg/dl. The
-action is the pump's basal rate for 15 minutes; 3 snacks a day of 10 to 30 g come unannounced. ``pip install --no-deps
-simglucose``; then ``python examples/diabetes.py``, or ``train.py --gym-packages examples.diabetes --env Diabetes-v0``.
+A type-1 diabetes patient of the UVa/Padova simulator (simglucose): keep its glucose in [70, 180] mg/dl with the pump's
+basal rate; 3 unannounced snacks a day. ``pip install --no-deps simglucose``; then ``python examples/diabetes.py``.
 """
 
 import sys

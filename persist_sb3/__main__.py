@@ -46,6 +46,16 @@ def _hand_over(ctx: typer.Context) -> None:
     sys.exit(getattr(module, str(command))())
 
 
+def _runs(incomplete: str) -> list[str]:
+    # As rl-zoo3 lays them out: LOGS/ALGO/ENV_NUMBER/ENV/args.yml.
+    found = {str(file.parents[1]) for file in Path().glob("*/*/*_*/*/args.yml")}
+    return sorted(run for run in found if run.startswith(incomplete.removeprefix("./")))
+
+
+#: Its values are the other parser's to read: declared here, it is completed.
+RunFolders = Annotated[list[str] | None, typer.Argument(metavar="RUN_DIR", autocompletion=_runs)]
+
+
 @app.command(cls=OtherParser)
 def train(ctx: typer.Context) -> None:
     """Train an agent, through rl-zoo3: [dim]--algo ppo --env GridLife-v0 --progress[/dim]"""
@@ -53,19 +63,19 @@ def train(ctx: typer.Context) -> None:
 
 
 @app.command(cls=OtherParser)
-def enjoy(ctx: typer.Context) -> None:
-    """Watch a trained agent: [dim]--algo ppo --env GridLife-v0 -f logs[/dim]"""
+def enjoy(ctx: typer.Context, runs: RunFolders = None) -> None:
+    """Watch a trained agent: [dim]logs/ppo/GridLife-v0_1[/dim]"""
     _hand_over(ctx)
 
 
 @app.command(cls=OtherParser)
-def report(ctx: typer.Context) -> None:
+def report(ctx: typer.Context, runs: RunFolders = None) -> None:
     """Table, plots and a video of runs: [dim]logs/ppo/GridLife-v0_1[/dim]"""
     _hand_over(ctx)
 
 
 @app.command(cls=OtherParser)
-def explain(ctx: typer.Context) -> None:
+def explain(ctx: typer.Context, runs: RunFolders = None) -> None:
     """Why the shield of a run intervened: [dim]logs/ppo/GridLifeScent-v0_1[/dim]"""
     _hand_over(ctx)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import gymnasium as gym
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from persist_sb3.curriculum import read_stages
 from persist_sb3.homeostat import Homeostat
@@ -46,6 +46,17 @@ class _Section(BaseModel):
                     hint = f", did you mean {nearest[0]!r}?" if nearest else "."
                     raise ValueError(f"unknown key {key!r}{hint} Known here: {', '.join(cls.model_fields)}")
         return data
+
+
+def _plain(problem: Mapping[str, Any]) -> str:
+    """
+    :param problem: as pydantic reports it
+    :return: where it is and what it is, without pydantic's own address and a copy of the whole input
+    """
+    where = ".".join(map(str, problem["loc"]))
+    said = str(problem["msg"]).removeprefix("Value error, ")
+    value = "" if said != problem["msg"] or isinstance(problem["input"], dict) else f", not {problem['input']!r}"
+    return f"{where}: {said}{value}" if where else f"{said}{value}"
 
 
 class EnvSection(_Section):
@@ -318,7 +329,10 @@ class PersistConfig(_Section):
             raise ValueError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(data, dict):
             raise ValueError(f"{path} must hold the sections {', '.join(cls.model_fields)}, not {data!r}")
-        return cls.model_validate(data)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ValueError("\n".join(f"{path}: {_plain(problem)}" for problem in error.errors())) from error
 
     @property
     def algo(self) -> str:

@@ -1,7 +1,6 @@
 """``python -m persist_sb3.demonstrate``: record episodes in which an agent stays alive, for models to learn from."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from persist_sb3.buffers.minari import write_minari
 from persist_sb3.envs.gridlife import GridLifeEnv
 from persist_sb3.envs.oracle import BeamPlanner, OraclePolicy
 from persist_sb3.envs.vector import GridLifeVecEnv
+from persist_sb3.packages import import_packages, told
 from persist_sb3.progress import bar
 from persist_sb3.recording import record
 from persist_sb3.runs import Run
@@ -66,11 +66,10 @@ def demonstrate(arguments: Sequence[str] | None = None) -> int:
     _check(parser, own)
     console = Console()
     try:
-        for module in own.gym_packages:
-            importlib.import_module(module)
+        import_packages(own.gym_packages)
         agent, venv = _oracle(own) if own.agent == ORACLE else _trained(own)
     except (ImportError, RuntimeError, ValueError, gym.error.Error) as error:
-        parser.error(str(error))
+        parser.error(told(error))
     try:
         with bar(console) as progress:
             task = progress.add_task("recording", total=own.episodes)

@@ -1,6 +1,5 @@
 """``persist-sb3 doctor``: what would go wrong with an environment and a configuration, before anything is trained."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from persist_sb3.diagnosis.probe import NumberRecorder, Play, play_randomly
 from persist_sb3.infos import MissingInfoError
 from persist_sb3.internal import SourceError
 from persist_sb3.metrics import survival_curve
+from persist_sb3.packages import import_packages, told
 from persist_sb3.progress import bar
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers import InternalState
@@ -102,6 +102,8 @@ def examine(
     findings += agent.check_beginning(plays, viability)
     findings += agent.check_constraints(plays, viability)
     findings += agent.check_setpoint(plays, viability)
+    if persist is not None and not persist.internal_state.append:
+        findings += agent.check_visible(plays, viability, persist.internal_state.hidden)
     findings += agent.check_lives(plays, viability, limit)
     findings += agent.check_influence(
         env, viability, seed, most, None if progress is None else lambda done: progress(episodes + done)
@@ -167,8 +169,7 @@ def doctor(
     """
     console = console or Console()
     try:
-        for module in gym_packages:
-            importlib.import_module(module)
+        import_packages(gym_packages)
         persist = None if persist_file is None else PersistConfig.from_yaml(persist_file)
         env_id = _one_of(env_id, persist)
         with bar(console) as progress:
@@ -181,7 +182,7 @@ def doctor(
                 progress=lambda done: progress.update(task, completed=done),
             )
     except (ImportError, OSError, RuntimeError, ValueError, gym.error.Error) as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
+        console.print(told(error), style="red", markup=False, highlight=False)
         return 1
     _print(diagnosis, console)
     if output is not None and diagnosis.plays:

@@ -1,6 +1,7 @@
 """``python -m persist_sb3.enjoy``: rl-zoo3's ``enjoy`` with this package's environments, layers and algorithms."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.vec_env import VecEnv
 
 from persist_sb3 import zoo
+from persist_sb3.packages import import_packages
+from persist_sb3.runs import Run, RunError
+from persist_sb3.witness import Witness
 
 EXAMPLES = """
 examples:
   %(prog)s                                                      the newest run in logs/
+  %(prog)s logs/ppo/GridLife-v0_3                               this run
   %(prog)s --algo ppo --env GridLife-v0 --exp-id 3 --load-best  the best model of one run
   %(prog)s --no-render -n 5000                                  only the figures
 """
@@ -26,20 +31,41 @@ def enjoy(arguments: Sequence[str] | None = None) -> None:
     """
     :param arguments: of the command line. Default: the process's own
     """
-    zoo.register_ppo_mask(_replay_with_masks())
+    environments = _keep_environments()
+    zoo.register_ppo_mask(_replay_with_masks(environments))
     parser = _parser()
-    own, others = parser.parse_known_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Not the parser's business: what follows an option that only rl-zoo3 knows would look like a folder, too.
+    folder = given.pop(0) if given and not given[0].startswith("-") else None
+    own, others = parser.parse_known_args(given)
     if own.help:
         parser.print_help()
         print("\nEvery option of rl-zoo3's enjoy is taken too:\n")
         zoo.run(zoo_enjoy.enjoy, ["--help"])
-    if own.algo is None or own.env is None:
-        own.algo, own.env = _newest_run(parser, own.folder, own.algo or "*", own.env or "*")
-    zoo.run(zoo_enjoy.enjoy, ["--algo", own.algo, "--env", own.env, "--folder", own.folder, *others])
+    try:
+        run = _newest_run(parser, own) if folder is None else Run(folder)
+        import_packages([*own.gym_packages, *(run.arguments.get("gym_packages") or [])])
+    except (ImportError, RunError) as error:
+        parser.error(str(error))
+    where = ["--algo", run.algo, "--env", run.env_id, "--folder", own.folder]
+    if folder is not None:
+        others = ["--exp-id", _number(parser, run), *others]
+        where[-1] = str(run.folder.resolve().parents[1])
+    try:
+        zoo.run(zoo_enjoy.enjoy, [*where, *others])
+    except ValueError as error:
+        if not str(error).startswith(("No model found", "No checkpoint found")):
+            raise
+        there = ", ".join(sorted(file.name for file in run.folder.glob("*.zip"))) or "none yet"
+        parser.error(f"{error} (in {run.folder} there are: {there})")
+    for venv in environments:
+        if isinstance(venv, Witness):
+            print(venv.summary())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [RUN_DIR] [-h] [-f DIR] [--algo ALGO] [--env ID] [--gym-packages MODULE [MODULE ...]]",
         description="Watch a trained agent with its layers around it, through rl-zoo3.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,39 +73,71 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this and rl-zoo3's own options")
+    parser.add_argument(
+        "--gym-packages",
+        metavar="MODULE",
+        nargs="+",
+        default=[],
+        help="modules that register your own environments (default: those of the run)",
+    )
     parser.add_argument("-f", "--folder", metavar="DIR", default="logs", help="where the runs are (default: logs)")
     parser.add_argument("--algo", metavar="ALGO", help="algorithm (default: that of the newest run)")
     parser.add_argument("--env", metavar="ID", help="environment id (default: that of the newest run)")
     return parser
 
 
-def _newest_run(parser: argparse.ArgumentParser, folder: str, algo: str, env_id: str) -> tuple[str, str]:
+def _newest_run(parser: argparse.ArgumentParser, own: argparse.Namespace) -> Run:
     """
     :param parser: says so if there is no run
-    :param folder: where the runs are, ``ALGO/ENV_NUMBER/ENV/args.yml``
-    :param algo: algorithm, or ``"*"``
-    :param env_id: environment id, or ``"*"``
-    :return: algorithm and environment id of the run that began last
+    :param own: the command line: which algorithm and environment, and in which folder
+    :return: the run that began last
     """
-    runs = list(Path(folder).glob(f"{algo}/*_[0-9]*/{env_id}/args.yml"))
+    algo, env_id = own.algo or "*", (own.env or "*").replace("/", "-")
+    runs = list(Path(own.folder).glob(f"{algo}/*_[0-9]*/{env_id}/args.yml"))
     if not runs:
-        parser.error(f"no run of algorithm {algo} on {env_id} in {folder}: train one first, or name its folder with -f")
-    newest = max(runs, key=lambda path: path.stat().st_mtime)
-    return newest.parts[-4], newest.parts[-2]
+        there = sorted({f"{path.parts[-4]} on {path.parts[-2]}" for path in Path(own.folder).glob("*/*/*/args.yml")})
+        what = f"of {own.algo or 'any algorithm'} on {own.env or 'any environment'}"
+        remedy = f"there are: {', '.join(there)}" if there else "train one first, or name its folder with -f"
+        parser.error(f"no run {what} in {own.folder} ({remedy})")
+    return Run(max(runs, key=lambda path: path.stat().st_mtime).parents[1])
 
 
-def _replay_with_masks() -> type[MaskablePPO]:
+def _number(parser: argparse.ArgumentParser, run: Run) -> str:
     """
-    rl-zoo3's replay neither asks for action masks nor lets the model see the environment that has them.
+    :param parser: says so if there is none
+    :param run: that is to be replayed
+    :return: the number by which rl-zoo3 finds it
+    """
+    folder = run.folder.resolve()
+    name, _, number = folder.name.rpartition("_")
+    if name != run.env_id.replace("/", "-") or not number.isdecimal() or folder.parent.name != run.algo:
+        expected = f"{run.algo}/{run.env_id.replace('/', '-')}_1"
+        parser.error(f"rl-zoo3 finds a run by the name of its folder: put {run.folder} at FOLDER/{expected}")
+    return number
 
-    :return: MaskablePPO that asks the environment it is replayed in
+
+def _keep_environments() -> list[VecEnv]:
+    """
+    :return: filled with the environments that rl-zoo3 makes for its replay, which is told to keep count of survival
     """
     create_test_env = zoo_enjoy.create_test_env
     environments: list[VecEnv] = []
 
     def remember(*args: Any, **kwargs: Any) -> VecEnv:
-        environments.append(create_test_env(*args, **kwargs))
+        environments.append(Witness.around(create_test_env(*args, **kwargs)))
         return environments[-1]
+
+    zoo_enjoy.create_test_env = remember
+    return environments
+
+
+def _replay_with_masks(environments: Sequence[VecEnv]) -> type[MaskablePPO]:
+    """
+    rl-zoo3's replay neither asks for action masks nor lets the model see the environment that has them.
+
+    :param environments: the last of them is the one it is replayed in
+    :return: MaskablePPO that asks it
+    """
 
     class Replay(MaskablePPO):
         def predict(
@@ -94,5 +152,4 @@ def _replay_with_masks() -> type[MaskablePPO]:
                 action_masks = get_action_masks(environments[-1])
             return super().predict(observation, state, episode_start, deterministic, action_masks)
 
-    zoo_enjoy.create_test_env = remember
     return Replay

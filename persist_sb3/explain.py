@@ -1,7 +1,6 @@
 """``python -m persist_sb3.explain``: what a trained agent's shield did, when, and why."""
 
 import argparse
-import importlib
 import json
 import sys
 from collections import Counter
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -20,16 +20,19 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from persist_sb3 import plots
 from persist_sb3.evaluation import Episode, declared_viability, evaluate
+from persist_sb3.packages import import_packages
 from persist_sb3.progress import bar
 from persist_sb3.runs import Run, RunError
 from persist_sb3.summary import without_nan
 from persist_sb3.viability import ViabilitySet
+from persist_sb3.wrappers.action_shield import ActionShield, ActionShieldLayer, VecActionShield
 
 EXAMPLES = """
 examples:
   %(prog)s logs/ppo/GridLife-v0_1
   %(prog)s logs/ppo_mask/GridLife-v0_1 --episodes 50 --output interventions.jsonl
 
+What it did not prevent is listed, too, with what the critic thought of the action that was executed.
 An agent that takes action masks proposes nothing that the shield refuses, so it is asked without them. What a run
 folder names is imported and unpickled: open only runs that you trust.
 """
@@ -73,19 +76,73 @@ class Intervention:
     failed: bool
 
 
+@dataclass(frozen=True)
+class Violation:
+    """
+    The first violation of an episode, which the shield did not prevent.
+
+    :param episode: index of the episode
+    :param step: of it, the first being 1
+    :param constraint: the one that was violated
+    :param why: why the shield let it happen: :data:`WAITING`, :data:`INFEASIBLE` or :data:`MISJUDGED`
+    :param value: what the critic gave the action that was executed, NaN while the shield waited
+    """
+
+    episode: int
+    step: int
+    constraint: str
+    why: str
+    value: float
+
+
+#: Why a shield lets a violation happen.
+WAITING = "the shield was waiting: its models are not trained enough"
+INFEASIBLE = "no action passed, and the safest was not safe enough"
+MISJUDGED = "the action passed: the critic valued it too highly"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """
+    What a replay has shown.
+
+    :param episodes: that were played
+    :param interventions: of the shield
+    :param violations: the first of each episode that has one
+    :param viability: the constraints
+    :param threshold: least value of an action that passes
+    :param waited: the shield judged no action at all
+    :param updates: gradient steps that the least trained of the shield's models has taken
+    :param min_updates: gradient steps that it must have taken before the shield judges
+    """
+
+    episodes: list[Episode]
+    interventions: list[Intervention]
+    violations: list[Violation]
+    viability: ViabilitySet
+    threshold: float
+    waited: bool
+    updates: int
+    min_updates: int
+
+
 class Listener(VecEnvWrapper):
     """
     Keeps what the shield says.
 
     :param venv: the environments, with their layers
+    :raises RuntimeError: if there is no shield among them
     """
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
+        #: The shield of all environments, or one an environment.
+        self.layers = _shields(venv)
         #: Of each environment and each of its episodes, what was said at which step.
         self.said: list[list[list[tuple[int, Mapping[str, Any], Any]]]] = [[[]] for _ in range(venv.num_envs)]
+        #: Likewise, of each step the executed action's value (NaN while the shield waits), and whether none passed.
+        self.judged: list[list[list[tuple[float, bool]]]] = [[[]] for _ in range(venv.num_envs)]
         self._time = np.zeros(venv.num_envs, dtype=np.intp)
-        self.shielded = False
 
     def reset(self) -> VecEnvObs:
         return self.venv.reset()
@@ -98,14 +155,43 @@ class Listener(VecEnvWrapper):
         observation, reward, done, infos = self.venv.step_wait()
         self._time += 1
         for slot, info in enumerate(infos):
-            self.shielded |= "intervened" in info
+            self.judged[slot][-1].append(self._judgement(slot))
             if "shield" in info:
                 executed = info.get("executed_action", self._actions[slot])
                 self.said[slot][-1].append((int(self._time[slot]), info["shield"], executed))
             if done[slot]:
                 self.said[slot].append([])
+                self.judged[slot].append([])
                 self._time[slot] = 0
         return observation, reward, done, infos
+
+    def _judgement(self, slot: int) -> tuple[float, bool]:
+        row = slot if len(self.layers) == 1 else 0
+        decision = self.layers[slot - row].decision
+        if decision is None:
+            return np.nan, False
+        return float(decision.executed.score[row]), bool(decision.infeasible[row])
+
+
+def _shields(venv: VecEnv) -> list[ActionShieldLayer]:
+    """
+    :param venv: the environments, with their layers
+    :return: the shield around all of them, or that of each
+    :raises RuntimeError: if there is none
+    """
+    while isinstance(venv, VecEnvWrapper):
+        if isinstance(venv, VecActionShield):
+            return [venv.layer]
+        venv = venv.venv
+    found = []
+    for env in getattr(venv, "envs", ()):
+        while isinstance(env, gym.Wrapper):
+            if isinstance(env, ActionShield):
+                found.append(env.layer)
+            env = env.env
+    if not found:
+        raise RuntimeError("no ActionShield")
+    return found
 
 
 class Unmasked:
@@ -138,12 +224,11 @@ def explain(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--episodes {own.episodes}: at least one is needed")
     console = Console()
     try:
-        for module in own.gym_packages:
-            importlib.import_module(module)
+        import_packages(own.gym_packages)
         run = Run(own.run)
         with bar(console) as progress:
             task = progress.add_task("replaying", total=own.episodes)
-            episodes, interventions, viability = replay(
+            seen = replay(
                 run,
                 own.episodes,
                 own.seed,
@@ -152,9 +237,11 @@ def explain(arguments: Sequence[str] | None = None) -> int:
                 progress=lambda done: progress.update(task, completed=done),
             )
     except (ImportError, RuntimeError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
-    console.print(_listed(interventions, own.most))
+    episodes, interventions = seen.episodes, seen.interventions
+    if interventions:
+        console.print(_listed(interventions, own.most))
     steps = sum(episode.record.length for episode in episodes)
     console.print(
         f"{len(interventions)} interventions in {steps} steps of {len(episodes)} episodes; "
@@ -162,13 +249,24 @@ def explain(arguments: Sequence[str] | None = None) -> int:
         highlight=False,
     )
     for title, what in (("by constraint in danger", _constraint), ("by proposed and executed action", _change)):
-        console.print(_counted(title, interventions, what))
+        if interventions:
+            console.print(_counted(title, interventions, what))
+    if seen.waited:
+        console.print(
+            f"the shield never judged: the least trained of its models has taken {seen.updates} gradient steps of the "
+            f"{seen.min_updates} that min_updates asks for. Train longer, give its callback a lower learning_starts or "
+            "more gradient_steps, or lower min_updates",
+            style="yellow",
+            highlight=False,
+        )
+    if seen.violations:
+        console.print(_not_prevented(seen, own.most))
     counts = Counter(intervention.episode for intervention in interventions)
     drawn = counts.most_common(1)[0][0] if counts else 0
     picture = Path(own.picture or run.folder / "interventions.png")
     picture.parent.mkdir(parents=True, exist_ok=True)
     chosen = [intervention for intervention in interventions if intervention.episode == drawn]
-    files = [plots.save(timeline(episodes[drawn], chosen, viability, drawn), picture)]
+    files = [plots.save(timeline(episodes[drawn], chosen, seen.viability, drawn), picture)]
     if own.output is not None:
         lines = [json.dumps(without_nan(asdict(each)), allow_nan=False) for each in interventions]
         Path(own.output).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -184,7 +282,7 @@ def replay(
     env_id: str | None = None,
     deterministic: bool = True,
     progress: Callable[[int], object] | None = None,
-) -> tuple[list[Episode], list[Intervention], ViabilitySet]:
+) -> Replay:
     """
     :param run: with a trained agent and a shield
     :param episodes: how many to play
@@ -192,7 +290,7 @@ def replay(
     :param env_id: another environment with the same spaces and constraints. Default: the run's own
     :param deterministic: take the policy's best action instead of a sample
     :param progress: called at each step with the number of episodes that are done
-    :return: the episodes, what the shield did in them, and the constraints
+    :return: the episodes, what the shield did in them, and what it let happen
     :raises RunError: if the run cannot be replayed, or has no shield
     """
     if env_id is not None:
@@ -200,23 +298,38 @@ def replay(
     venv = run.make_env(min(episodes, MOST_ENVS))
     try:
         agent = run.load_model(venv, seed)
-        listener = Listener(venv)
+        try:
+            listener = Listener(venv)
+        except RuntimeError as error:
+            raise RunError(
+                f"{run.folder}: its environment has no ActionShield, so there is nothing to explain. Train one with "
+                "--shield, or with viability.shield in the file of --persist. Who stays alive without one, and what "
+                f"kills: persist-sb3 report {run.folder}"
+            ) from error
         viability = declared_viability(venv)
         played = evaluate(
             Unmasked(agent), listener, episodes, deterministic=deterministic, seed=seed, progress=progress
         )
     finally:
         venv.close()
-    if not listener.shielded:
-        raise RunError(f"{run.folder}: its environment has no ActionShield, so there is nothing to explain")
     index: Counter[int] = Counter()
-    interventions = []
+    interventions, violations = [], []
     for number, episode in enumerate(played):
         slot = episode.record.env
         for step, told, executed in listener.said[slot][index[slot]]:
             interventions.append(_read(number, step, told, executed, viability))
+        step_of_death = episode.record.violated_at
+        if step_of_death is not None:
+            value, infeasible = listener.judged[slot][index[slot]][step_of_death - 1]
+            why = WAITING if np.isnan(value) else INFEASIBLE if infeasible else MISJUDGED
+            constraint = str(episode.record.violated)
+            violations.append(Violation(number, step_of_death, constraint, why, value))
         index[slot] += 1
-    return played, interventions, viability
+    layer = listener.layers[0]
+    waited = all(np.isnan(value) for slot in listener.judged for one in slot for value, _ in one)
+    return Replay(
+        played, interventions, violations, viability, layer.threshold, waited, layer.updates, layer.min_updates
+    )
 
 
 def _read(episode: int, step: int, told: Mapping[str, Any], executed: Any, viability: ViabilitySet) -> Intervention:
@@ -285,6 +398,20 @@ def _listed(interventions: Sequence[Intervention], most: int) -> Table:
             f"{each.margin:.2f}",
             "" if each.foreseen < 0 else f"in {each.foreseen} steps",
         )
+    return table
+
+
+def _not_prevented(seen: Replay, most: int) -> Table:
+    table = Table(
+        title=f"not prevented: the first {min(most, len(seen.violations))} of {len(seen.violations)} episodes with a "
+        "violation",
+        caption=f"an action passes from a value of {seen.threshold:g} on",
+    )
+    for name in ("episode", "step", "violated", "value", "why"):
+        table.add_column(name, justify="left" if name in ("violated", "why") else "right")
+    for each in seen.violations[:most]:
+        value = "" if np.isnan(each.value) else f"{each.value:.2f}"
+        table.add_row(str(each.episode), str(each.step), escape(each.constraint), value, each.why)
     return table
 
 

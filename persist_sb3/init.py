@@ -1,6 +1,5 @@
 """``persist-sb3 init``: a configuration and a training script for an environment, to begin with."""
 
-import importlib
 import json
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from rich.console import Console
 from persist_sb3.diagnosis import environment
 from persist_sb3.diagnosis.probe import NumberRecorder, play_randomly
 from persist_sb3.diagnosis.proposal import Proposal, propose
+from persist_sb3.packages import import_packages, told
 from persist_sb3.progress import bar
 
 #: Where SB3 and sb3-contrib keep the algorithms that a script can name.
@@ -39,7 +39,7 @@ CONFIGURATION = """\
 env: {{{env}}}
 internal_state:
   dims: {dims}
-{source}  # Setpoints: where a variable is best. EDIT
+{source}{ranges}  # Setpoints: where a variable is best. EDIT
   mu: {mu}
   # Weights: with these, a variable at its nearest limit costs 0.5 a step, times lambda_homeo. EDIT
   w: {w}
@@ -61,12 +61,12 @@ from {module} import {algo}
 from stable_baselines3.common.env_util import make_vec_env
 
 from persist_sb3 import PersistConfig
-{packages}
+{importer}
 HERE = Path(__file__).parent
 RUN = HERE / "{slug}_run"
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+{packages}    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--timesteps", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     own = parser.parse_args()
@@ -103,11 +103,10 @@ def init(
     """
     console = console or Console()
     try:
-        for module in gym_packages:
-            importlib.import_module(module)
+        import_packages(gym_packages)
         files = _files(env_id, algo.lower(), gym_packages, episodes, seed, console)
     except (ImportError, ValueError, gym.error.Error) as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
+        console.print(told(error), style="red", markup=False, highlight=False)
         return 1
     there = [folder / name for name in files if (folder / name).exists()]
     if there and not force:
@@ -162,8 +161,19 @@ def _files(
         algo=cls,
         module=module,
         policy=policy,
-        packages="".join(f"import {name}  # noqa: F401  registers the environment\n" for name in gym_packages),
+        importer="from persist_sb3.packages import import_packages\n" if gym_packages else "",
+        packages=f"    import_packages({json.dumps(list(gym_packages))})  # registers the environment\n"
+        if gym_packages
+        else "",
     )
+    if proposal.late:
+        console.print(
+            f"not proposed, since the environment does not show them at reset: {', '.join(proposal.late)}. Return them "
+            "in the info of reset, too, to use them",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
     return {names["config"]: config, names["script"]: script}
 
 
@@ -185,6 +195,9 @@ def _configuration(
     )
     sources = {variable.name: variable.source for variable in variables if variable.source is not None}
     source = f"  source: {json.dumps(sources)}\n" if sources else ""
+    lows, highs = [variable.low for variable in variables], [variable.high for variable in variables]
+    ranges = "" if None in lows else f"  low: {json.dumps(lows)}  # the least and greatest values there can be. EDIT\n"
+    ranges += "" if None in highs else f"  high: {json.dumps(highs)}\n"
     return CONFIGURATION.format(
         **{key: names[key] for key in ("config", "script")},
         command=f"persist-sb3 init {env_id} --algo {algo.upper()}{packages}",
@@ -195,6 +208,7 @@ def _configuration(
         mu=json.dumps([variable.mu for variable in variables]),
         w=json.dumps([variable.w for variable in variables]),
         source=source,
+        ranges=ranges,
         append="  append: true  # show them to the agent\n" if append else "",
         constraints="\n".join(f'    - "{text}"  # EDIT: {seen}' for text, seen in proposal.constraints),
         algo=algo.upper(),

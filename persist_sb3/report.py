@@ -1,7 +1,6 @@
 """``python -m persist_sb3.report``: how well the agents of some runs keep themselves alive."""
 
 import argparse
-import importlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from persist_sb3 import plots, tables, video
 from persist_sb3.evaluation import Episode, declared_viability, evaluate
 from persist_sb3.metrics import EpisodeRecord, survival_curve
+from persist_sb3.packages import import_packages
 from persist_sb3.progress import bar
 from persist_sb3.runs import Run, RunError
 from persist_sb3.summary import common_horizon, evaluation_figures, training_figures, without_nan
@@ -73,8 +73,10 @@ def report(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     own = parser.parse_args(arguments)
-    for module in own.gym_packages:
-        importlib.import_module(module)
+    try:
+        import_packages(own.gym_packages)
+    except ImportError as error:
+        parser.error(str(error))
     subjects = _subjects(parser, own)
     output = Path(own.output or (subjects[0].run.folder / "report" if len(subjects) == 1 else "report"))
     output.mkdir(parents=True, exist_ok=True)
@@ -182,6 +184,7 @@ def _evaluate(
         try:
             model = run.load_model(venv, own.seed)
             subject.viability = declared_viability(venv)
+            renders = "rgb_array" in (venv.get_attr("metadata")[0] or {}).get("render_modes", ())
             with bar(console) as progress:
                 task = progress.add_task(subject.label, total=own.episodes)
                 subject.episodes = evaluate(
@@ -198,6 +201,9 @@ def _evaluate(
         subject.failures.append(f"not evaluated: {error}")
         return []
     if own.video == "none":
+        return []
+    if not renders:
+        subject.notes.append(f"no video: {run.env_id} has no render mode rgb_array")
         return []
     name = "episode" if len(subjects) == 1 else f"episode-{_slug(subject.label)}"
     try:

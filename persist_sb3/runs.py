@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import importlib
 import io
 import json
 import math
@@ -24,6 +23,7 @@ from persist_sb3.callbacks.metrics import FILE_NAME
 from persist_sb3.envs.gridlife import GridLifeEnv
 from persist_sb3.evaluation import declared_viability
 from persist_sb3.metrics import EpisodeRecord, read_episodes
+from persist_sb3.packages import import_packages
 from persist_sb3.wrappers import VecInternalState
 
 Split = Literal["train", "validation", "test"]
@@ -117,8 +117,10 @@ class Run:
         :return: the environments, in this process
         :raises RunError: if it cannot be rebuilt, or nothing says what its internal variables are
         """
-        for module in self.arguments.get("gym_packages") or []:
-            importlib.import_module(module)
+        try:
+            import_packages(self.arguments.get("gym_packages") or [])
+        except ImportError as error:
+            raise RunError(f"{self.folder} was trained with --gym-packages, and {error}") from error
         if self.env_id not in gym.registry:
             raise RunError(f"{self.env_id} is not registered: name the module that registers it with --gym-packages")
         config = dict(self._config)

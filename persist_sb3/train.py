@@ -1,10 +1,9 @@
 """``python -m persist_sb3.train``: rl-zoo3's ``train`` with this package's environments, layers and hyperparameters."""
 
 import argparse
-import importlib
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from rl_zoo3.utils import ALGOS
 
 from persist_sb3 import hyperparams, zoo
 from persist_sb3.config import PersistConfig
+from persist_sb3.packages import import_packages, told
+from persist_sb3.runs import Run, RunError
 
 EXAMPLES = """
 examples:
@@ -35,8 +36,12 @@ def train(arguments: Sequence[str] | None = None) -> None:
     zoo.register_ppo_mask()
     parser = _parser()
     own, others = parser.parse_known_args(arguments)
-    for package in own.gym_packages:
-        importlib.import_module(package)
+    if own.trained_agent is not None:
+        others = ["-i", _agent(parser, own), *others]
+    try:
+        import_packages(own.gym_packages)
+    except ImportError as error:
+        parser.error(str(error))
     if own.help:
         parser.print_help()
         print("\nEvery option of rl-zoo3's train is taken too:\n")
@@ -46,6 +51,10 @@ def train(arguments: Sequence[str] | None = None) -> None:
         others = ["--gym-packages", *own.gym_packages, *others]
     if own.persist is None:
         algo, env_id = own.algo or "ppo", own.env or "GridLife-v0"
+        try:
+            gym.spec(env_id)
+        except gym.error.Error as error:
+            parser.error(f"--env {env_id}: {told(error)}")
         if own.shield:
             _train_entry(algo, env_id, _shielded_entry(parser, algo, env_id, own.conf_file), "shield", others)
             return
@@ -59,9 +68,12 @@ def train(arguments: Sequence[str] | None = None) -> None:
             )
     try:
         persist = PersistConfig.from_yaml(own.persist)
+    except (OSError, ValueError) as error:
+        parser.error(f"--persist: {error}")
+    try:
         entry = _base_entry(persist) | persist.zoo_entry()
-    except (OSError, ValueError, gym.error.Error) as error:
-        parser.error(f"--persist {own.persist}: {error}")
+    except (ValueError, gym.error.Error) as error:
+        parser.error(f"--persist: {own.persist}: {told(error)}")
     # Given on the command line they reach the evaluation environments; rl-zoo3 forgets those of a file there.
     env_kwargs = [f"{key}:{value!r}" for key, value in entry.pop("env_kwargs", {}).items()]
     if env_kwargs:
@@ -98,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
         "--shield", action="store_true", help="take the shipped entry of the environment that has a shield"
     )
     parser.add_argument(
+        "-i",
+        "--trained-agent",
+        metavar="ZIP",
+        help="go on with this agent (default of --algo, --env and --gym-packages: those of its run)",
+    )
+    parser.add_argument(
         "--gym-packages", metavar="MODULE", nargs="+", default=[], help="modules that register your own environments"
     )
     return parser
@@ -122,17 +140,59 @@ def _train_entry(algo: str, env_id: str, entry: dict[str, Any], name: str, other
         _train(algo, ["--env", env_id, "-conf", str(file), *others])
 
 
+def _agent(parser: argparse.ArgumentParser, own: argparse.Namespace) -> str:
+    """
+    :param parser: says so if there is none
+    :param own: the command line, which is told what the agent's run says and it does not
+    :return: the file of the trained agent
+    """
+    path: str = own.trained_agent
+    if not (path.endswith(".zip") and Path(path).is_file()):
+        there = sorted(map(str, (Path(path) if Path(path).is_dir() else Path(path).parent).glob("*.zip")))
+        remedy = f"did you mean {' or '.join(there)}?" if there else "name the .zip in the folder of a run"
+        parser.error(f"-i {path} is not the file of an agent: {remedy}")
+    # An agent from elsewhere has no run around it.
+    with suppress(RunError):
+        run = Run(Path(path).parent)
+        if own.persist is None:
+            own.algo, own.env = own.algo or run.algo, own.env or run.env_id
+        own.gym_packages = own.gym_packages or run.arguments.get("gym_packages") or []
+    return path
+
+
 def _shielded_entry(parser: argparse.ArgumentParser, algo: str, env_id: str, conf_file: str | None) -> dict[str, Any]:
     if conf_file is not None:
         parser.error(f"--shield takes a shipped entry, and -conf {conf_file} says to take none")
     shipped = hyperparams.load(algo) if algo in hyperparams.algorithms() else {}
     key = env_id + hyperparams.SHIELDED
-    if key not in shipped:
-        known = ", ".join(
-            sorted(k.removesuffix(hyperparams.SHIELDED) for k in shipped if k.endswith(hyperparams.SHIELDED))
+    entry = shipped.get(key, shipped.get(env_id, {}))
+    if not _is_shielded(entry):
+        known = ", ".join(_shielded_ids(shipped)) or "none"
+        elsewhere = [
+            other.upper() for other in hyperparams.algorithms() if env_id in _shielded_ids(hyperparams.load(other))
+        ]
+        hint = f"{' and '.join(elsewhere)} on {env_id} would have some; " if elsewhere else ""
+        parser.error(
+            f"no shipped hyperparameters with a shield for {algo} on {env_id} (there are: {known}): {hint}for any "
+            "other environment and algorithm, describe it in a file with viability.shield and give --persist"
         )
-        parser.error(f"no shipped hyperparameters with a shield for {algo} on {env_id} (there are: {known or 'none'})")
-    return shipped[key]
+    return entry
+
+
+def _is_shielded(entry: dict[str, Any]) -> bool:
+    """
+    :param entry: hyperparameters
+    :return: whether a shield is among the layers
+    """
+    return any("ActionShield" in str(layer) for layer in entry.get("vec_env_wrapper") or [])
+
+
+def _shielded_ids(shipped: dict[str, Any]) -> list[str]:
+    """
+    :param shipped: entries of an algorithm
+    :return: environments of which one has a shield
+    """
+    return sorted({key.removesuffix(hyperparams.SHIELDED) for key, entry in shipped.items() if _is_shielded(entry)})
 
 
 def _shipped_file(parser: argparse.ArgumentParser, algo: str, env_id: str) -> str:
@@ -141,8 +201,7 @@ def _shipped_file(parser: argparse.ArgumentParser, algo: str, env_id: str) -> st
             f"no shipped hyperparameters for {algo} (there are: {', '.join(hyperparams.algorithms())}): name -conf"
         )
     shipped = hyperparams.load(algo)
-    # An id that is not registered is rl-zoo3's to refuse: it names the nearest.
-    if env_id in gym.registry and env_id not in shipped:
+    if env_id not in shipped:
         known = ", ".join(sorted(k for k in shipped if k != "default" and not k.endswith(hyperparams.SHIELDED)))
         parser.error(
             f"no shipped hyperparameters for {algo} on {env_id} (there are: {known}): describe its internal "

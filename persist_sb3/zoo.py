@@ -17,6 +17,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from persist_sb3.callbacks import PersistCallback, TensorBoardCallback, TrackCallback
 
 MASKED = "ppo_mask"
+#: Part of a model that has learned to shield it.
+SHIELDED_BY = "viability"
 
 
 class MaskableTrialEvalCallback(TrialEvalCallback, MaskableEvalCallback):
@@ -59,6 +61,20 @@ class TrackedManager(ExperimentManager):
             for kind in (TensorBoardCallback, TrackCallback):
                 if not any(isinstance(callback, kind) for callback in self.callbacks):
                     self.callbacks.append(kind())
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: is saved; what can be done with it is printed
+        """
+        super().save_trained_model(model)
+        if self.verbose < 1:
+            return
+        print("What now:")
+        print(f"  persist-sb3 report {self.save_path}     who stays alive: table, plots, a video")
+        print(f"  persist-sb3 enjoy {self.save_path}     watch it")
+        persist = getattr(model, "persist", None)
+        if persist is not None and SHIELDED_BY in persist.parts:
+            print(f"  persist-sb3 explain {self.save_path}     what its shield did, and why")
 
 
 @contextmanager

@@ -20,12 +20,13 @@ COMMANDS = ("train", "enjoy", "report", "explain", "demonstrate", "doctor", "ini
 runner = CliRunner()
 
 
-def python(code: str, **environment: str) -> str:
+def python(code: str, folder: Path | None = None, **environment: str) -> str:
     finished = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=60,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )
     return finished.stdout
@@ -46,20 +47,32 @@ finally:
     assert printed.splitlines()[-1] == "False False False"
 
 
-def completed(words: str) -> list[str]:
+def completed(words: str, folder: Path | None = None) -> list[str]:
     """
     :param words: what was typed, the last of them incomplete
+    :param folder: where it was typed
     :return: what bash offers
     """
     code = "import sys; sys.argv = ['persist-sb3']; from persist_sb3.__main__ import main; main()"
     variables = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
-    return python(code, _PERSIST_SB3_COMPLETE="complete_bash", **variables).split()
+    return python(code, folder, _PERSIST_SB3_COMPLETE="complete_bash", **variables).split()
 
 
 def test_tab_completes_commands_options_and_environments() -> None:
     assert completed("persist-sb3 d") == ["demonstrate", "doctor"]
     assert "--persist" in completed("persist-sb3 doctor --p")
     assert "GridLifeScent-v0" in completed("persist-sb3 doctor GridLifeS")
+
+
+def test_tab_completes_the_folders_of_runs(tmp_path: Path) -> None:
+    for run in ("ppo/GridLife-v0_1", "ppo/GridLife-v0_2", "sac/Pendulum-v1_1"):
+        (tmp_path / "logs" / run / "Env-v0").mkdir(parents=True)
+        (tmp_path / "logs" / run / "Env-v0" / "args.yml").touch()
+    (tmp_path / "logs" / "ppo" / "notes_1").mkdir()
+    expected = ["logs/ppo/GridLife-v0_1", "logs/ppo/GridLife-v0_2"]
+    assert completed("persist-sb3 report logs/p", tmp_path) == expected
+    assert completed("persist-sb3 report logs/ppo/GridLife-v0_2 logs/s", tmp_path) == ["logs/sac/Pendulum-v1_1"]
+    assert completed("persist-sb3 explain logs/ppo/GridLife-v0_2", tmp_path) == expected[1:]
 
 
 def test_an_unknown_command_is_refused() -> None:

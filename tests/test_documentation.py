@@ -47,6 +47,11 @@ def test_examples_make_an_environment(example: Path, monkeypatch: pytest.MonkeyP
     assert "homeo" in env.step(env.action_space.sample())[4]["reward_terms"]
 
 
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.*")), ids=lambda path: path.name)
+def test_examples_are_short(example: Path) -> None:
+    assert len(example.read_text().splitlines()) < 60
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):

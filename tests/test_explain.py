@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 from PIL import Image
 
-from persist_sb3.explain import explain, replay
+from persist_sb3.explain import INFEASIBLE, WAITING, explain, replay
 from persist_sb3.runs import Run, RunError
 from persist_sb3.train import train
 
@@ -53,12 +53,39 @@ def test_every_intervention_is_listed(run: Path, tmp_path: Path, capsys: Any) ->
 
 
 def test_they_are_as_many_as_the_episodes_say(run: Path) -> None:
-    episodes, interventions, _ = replay(Run(run), 5, seed=3)
-    for number, episode in enumerate(episodes):
-        own = [each for each in interventions if each.episode == number]
+    seen = replay(Run(run), 5, seed=3)
+    for number, episode in enumerate(seen.episodes):
+        own = [each for each in seen.interventions if each.episode == number]
         changed = [each for each in own if each.proposed != each.executed]
         assert len(changed) == episode.record.interventions
         assert all(1 <= each.step <= episode.record.length for each in own)
+
+
+def test_every_violation_is_listed_with_what_the_critic_thought(run: Path) -> None:
+    seen = replay(Run(run), 5, seed=3)
+    died = {i: one.record.violated_at for i, one in enumerate(seen.episodes) if one.record.violated_at is not None}
+    assert {each.episode: each.step for each in seen.violations} == died
+    assert died
+    told = {(each.episode, each.step): each for each in seen.interventions}
+    for each in seen.violations:
+        assert each.constraint == seen.episodes[each.episode].record.violated
+        assert (each.why == INFEASIBLE) == (each.value < seen.threshold)
+        if each.why == INFEASIBLE:
+            assert each.value == pytest.approx(told[each.episode, each.step].executed_value)
+
+
+@pytest.mark.parametrize("kind", ["env_wrapper", "vec_env_wrapper"])
+def test_a_shield_that_never_judged_says_what_it_waits_for(kind: str, tmp_path: Path, capsys: Any) -> None:
+    prefix = "persist_sb3.wrappers." + ("Vec" if kind == "vec_env_wrapper" else "")
+    layers = f"{kind}:[{{'{prefix}InternalState': {{}}}}, {{'{prefix}ActionShield': {{'min_updates': 10000}}}}]"
+    waiting = make_run(tmp_path, layers, CALLBACKS, *(["vec_env_wrapper:[]"] if kind == "env_wrapper" else []))
+    assert explain([str(waiting), "--episodes", "2"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "0 interventions in" in printed
+    assert "the shield never judged" in printed and "of the 10000 that min_updates asks for" in printed
+    seen = replay(Run(waiting), 2, seed=0)
+    assert 0 < seen.updates < 10000
+    assert all(each.why == WAITING for each in seen.violations)
 
 
 def test_a_run_without_a_shield(tmp_path: Path, capsys: Any) -> None:
@@ -66,4 +93,6 @@ def test_a_run_without_a_shield(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(RunError, match="no ActionShield"):
         replay(Run(bare), 1, seed=0)
     assert explain([str(bare)]) == 1
-    assert "nothing to explain" in capsys.readouterr().out.replace("\n", " ")
+    printed = capsys.readouterr().out
+    assert "nothing to explain" in printed
+    assert "--shield" in printed and f"persist-sb3 report {bare}" in printed

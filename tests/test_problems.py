@@ -161,8 +161,8 @@ def test_shield_takes_the_second_entry_and_the_run_remembers_its_packages(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--algo", "sac", "--env", "GridLifeContinuous-v0"], "there are: Diabetes-v0, Greenhouse-v0, Navigation1-v0"),
-        (["--algo", "dqn", "--env", "CartPole-v1"], "there are: none"),
+        (["--algo", "sac", "--env", "GridLifeContinuous-v0"], "Greenhouse-v0, GridLifeContinuousScent-v0, Nav"),
+        (["--algo", "dqn", "--env", "CartPole-v1"], "PPO on CartPole-v1 would have some"),
         (["--algo", "ppo", "--env", "CartPole-v1", "-conf", "mine.yml"], "-conf mine.yml"),
         (["--persist", "examples/cartpole.yml"], "--shield"),
     ],

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from persist_sb3.diagnosis.finding import Finding
-from persist_sb3.diagnosis.probe import Chooser, Play, constant_actions, play
+from persist_sb3.diagnosis.probe import Chooser, Floats, Play, constant_actions, play, series
 from persist_sb3.homeostat import PaidToDieWarning
 from persist_sb3.metrics import survival_curve
 from persist_sb3.viability import ViabilitySet
@@ -20,6 +20,8 @@ NEAR = 0.1
 TOO_EASY = 0.9
 #: Median life of a random policy that leaves nothing to learn from.
 TOO_SHORT = 3
+#: Correlation from which on a number tells the value of another.
+ALIKE = 0.999
 #: Seeds that are replayed with different actions.
 REPLAYS = 3
 
@@ -104,6 +106,43 @@ def check_setpoint(plays: Sequence[Play], viability: ViabilitySet) -> list[Findi
                 )
             )
     return findings or [Finding("ok", "setpoint", "inside the constraints, and among the values seen")]
+
+
+def check_visible(plays: Sequence[Play], viability: ViabilitySet, hidden: Sequence[str] = ()) -> list[Finding]:
+    """
+    :param plays: episodes
+    :param viability: says which variables there are
+    :param hidden: those that the agent is not meant to see
+    :return: variables of which no number of the observation is a copy, or a linear function: the agent cannot know them
+    """
+    shown = [series(plays, path) for path in plays[0].numbers[0] if path.startswith("obs")]
+    x = np.concatenate([_internal(one) for one in plays])
+    unseen = [
+        name
+        for name, values in zip(viability.dims, x.T, strict=True)
+        if name not in hidden and not any(_same(values, other) for other in shown)
+    ]
+    if not unseen:
+        return []
+    return [
+        Finding(
+            "note",
+            "visibility",
+            f"{', '.join(unseen)}: no number in the observation tells the agent the value",
+            "internal_state.append: true shows it; fine if it can be told from something else, an image for example",
+        )
+    ]
+
+
+def _same(values: Floats, other: Floats) -> bool:
+    """
+    :param values: of a variable, ``(n,)``
+    :param other: of a number in the observation, at the same moments
+    :return: whether the one is a linear function of the other
+    """
+    if len(values) != len(other) or not np.isfinite(other).all() or other.min() == other.max():
+        return False
+    return bool(values.min() == values.max() or abs(np.corrcoef(values, other)[0, 1]) > ALIKE)
 
 
 def check_lives(plays: Sequence[Play], viability: ViabilitySet, limit: int | None) -> list[Finding]:

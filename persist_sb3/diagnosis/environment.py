@@ -16,6 +16,8 @@ from persist_sb3.viability import ViabilitySet
 
 CONTINUOUS_ONLY = ("crossq", "ddpg", "sac", "td3", "tqc")
 DISCRETE_ONLY = ("dqn", "qrdqn")
+#: Side of the smallest image that SB3's NatureCNN can look at.
+SMALLEST = 36
 #: Episodes that must share the greatest length to look like a time limit.
 ALIKE = 3
 
@@ -76,6 +78,20 @@ def check_spaces(env: gym.Env[Any, Any], algo: str | None, append: bool = False)
                 + ("" if nested else ", or set internal_state.append to true, which flattens it"),
             )
         )
+    small = [
+        name for name, part in _parts(observation) if is_image(part) and min(sorted(part.shape or ())[1:]) < SMALLEST
+    ]
+    if small:
+        findings.append(
+            Finding(
+                "problem",
+                "spaces",
+                f"SB3 looks at images with a network that needs {SMALLEST} x {SMALLEST} pixels, and there are fewer in "
+                f"{', '.join(small)}",
+                "enlarge the image (gymnasium.wrappers.ResizeObservation), or show it as real numbers in [0, 1], which "
+                "are flattened",
+            )
+        )
     if algo in CONTINUOUS_ONLY and not isinstance(action, spaces.Box):
         remedy = f"choose PPO, DQN or QRDQN, or actions that are real numbers for {algo}"
         findings.append(Finding("problem", "spaces", f"{algo} needs Box actions, and these are {action}", remedy))
@@ -86,6 +102,16 @@ def check_spaces(env: gym.Env[Any, Any], algo: str | None, append: bool = False)
         remedy = "give the action space finite limits: SB3 scales actions to them"
         findings.append(Finding("problem", "spaces", f"actions have no limits: {action}", remedy))
     return findings or [Finding("ok", "spaces", f"observations {_short(observation)}, actions {_short(action)}")]
+
+
+def _parts(space: spaces.Space[Any]) -> list[tuple[str, spaces.Space[Any]]]:
+    """
+    :param space: of observations
+    :return: the parts of a Dict, or the space itself, by name
+    """
+    if isinstance(space, spaces.Dict):
+        return [(f"obs.{key}", part) for key, part in space.spaces.items()]
+    return [("obs", space)]
 
 
 def is_image(space: spaces.Space[Any]) -> bool:

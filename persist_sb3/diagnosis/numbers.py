@@ -18,8 +18,8 @@ def numbers_of(observation: Any, info: Mapping[str, Any]) -> dict[str, float]:
     """
     :param observation: of one environment
     :param info: of the same moment
-    :return: every number in them, by its path as :func:`~persist_sb3.paths.parse_path` reads it; what an array of more
-        than ``MOST`` entries holds is left out
+    :return: every number in them, by its path as :func:`~persist_sb3.paths.parse_path` reads it; what an image or an
+        array of more than ``MOST`` entries holds is left out
     """
     found = {write_path("obs", path): value for path, value in _walk(observation, (), single=True)}
     for key, value in info.items():
@@ -46,6 +46,8 @@ def _walk(value: Any, path: Path, *, single: bool) -> Iterator[tuple[Path, float
     elif isinstance(value, bool | int | float | np.generic | np.ndarray):
         array = np.asarray(value)
         if array.dtype.kind not in "biuf" or not 0 < array.size <= MOST:
+            return
+        if array.dtype == np.uint8 and array.ndim == 3:  # An image, however small.
             return
         if array.size == 1 and (single or array.ndim == 0):
             yield path, float(array.reshape(-1)[0])

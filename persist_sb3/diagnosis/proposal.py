@@ -35,12 +35,16 @@ class Variable:
     :param source: path of it, or the parameters of a simulated variable; None where the environment publishes all
     :param mu: setpoint
     :param w: weight of its deviation
+    :param low: least value that it can have; None where the environment or the simulation says so
+    :param high: greatest value
     """
 
     name: str
     source: str | dict[str, Any] | None
     mu: float
     w: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,18 @@ class Proposal:
     :param constraints: on them, each with what is known about where it comes from
     :param declared: the environment says itself what they are
     :param append: the agent does not see them otherwise
+    :param late: paths of numbers that cannot be variables, since the environment does not show them at reset
     """
 
     variables: list[Variable]
     constraints: list[tuple[str, str]]
     declared: bool = False
     append: bool = False
+    late: tuple[str, ...] = ()
+
+
+#: Lower and upper limit of a variable, None where it has none.
+Limits = tuple[float | None, float | None]
 
 
 def propose(env: gym.Env[Any, Any], plays: Sequence[Play]) -> Proposal:
@@ -70,6 +80,7 @@ def propose(env: gym.Env[Any, Any], plays: Sequence[Play]) -> Proposal:
     """
     if env.has_wrapper_attr("viability"):
         return _declared(env.get_wrapper_attr("viability"), plays)
+    late = _late(plays)
     for root in ("info", "obs"):
         found = []
         for path in plays[0].numbers[0]:
@@ -79,11 +90,23 @@ def propose(env: gym.Env[Any, Any], plays: Sequence[Play]) -> Proposal:
                     found.append((_far_out(plays, path), path, *guess))
         if found:
             found.sort(key=lambda row: -row[0])
-            return _named(found[:MOST], append=root == "info")
-    return _battery(env.action_space, append=not is_image(env.observation_space))
+            return replace(_named(found[:MOST], append=root == "info"), late=late)
+    return replace(_battery(env.action_space, append=not is_image(env.observation_space)), late=late)
 
 
-def _named(found: Sequence[tuple[float, str, Variable, tuple[float, float], str]], append: bool) -> Proposal:
+def _late(plays: Sequence[Play]) -> tuple[str, ...]:
+    """
+    :param plays: episodes
+    :return: paths of what could be a variable of the info, were it there at reset
+    """
+    first = plays[0].numbers[0]
+    paths = dict.fromkeys(path for one in plays for moment in one.numbers[1:] for path in moment)
+    return tuple(
+        path for path in paths if path.startswith("info") and path not in first and not NOT_A_VARIABLE.search(path)
+    )
+
+
+def _named(found: Sequence[tuple[float, str, Variable, Limits, str]], append: bool) -> Proposal:
     """
     :param found: rank, path, variable without a name, limits and where these come from
     :param append: see :class:`Proposal`
@@ -92,11 +115,15 @@ def _named(found: Sequence[tuple[float, str, Variable, tuple[float, float], str]
     short = [_name(path) for _, path, *_ in found]
     names = [_name(path, whole=short.count(name) > 1) for (_, path, *_), name in zip(found, short, strict=True)]
     variables = [replace(variable, name=name) for name, (_, _, variable, _, _) in zip(names, found, strict=True)]
-    constraints = [
-        (f"{name} in [{low:g}, {high:g}]", seen)
-        for name, (_, _, _, (low, high), seen) in zip(names, found, strict=True)
-    ]
+    constraints = [(_limited(name, limits), seen) for name, (_, _, _, limits, seen) in zip(names, found, strict=True)]
     return Proposal(variables, constraints, append=append)
+
+
+def _limited(name: str, limits: Limits) -> str:
+    low, high = limits
+    if low is not None and high is not None:
+        return f"{name} in [{low:g}, {high:g}]"
+    return f"{name} >= {low:g}" if low is not None else f"{name} <= {high:g}"
 
 
 def _declared(viability: ViabilitySet, plays: Sequence[Play]) -> Proposal:
@@ -120,7 +147,7 @@ def _room(room: float) -> bool:
 
 def _guess(
     path: str, observation_space: spaces.Space[Any], plays: Sequence[Play]
-) -> tuple[Variable, tuple[float, float], str] | None:
+) -> tuple[Variable, Limits, str] | None:
     """
     :param path: of a number
     :param observation_space: of the environment
@@ -150,14 +177,17 @@ def _guess(
     if not (below or above):
         return None
     mu = _rounded(float(np.median(starts)))
-    low, high = limits
-    if not below:
-        low = _rounded(mu - 3.0 * (high - mu))
-    if not above:
-        high = _rounded(mu + 3.0 * (mu - low))
-    w = _rounded(COST_AT_LIMIT / min(mu - low, high - mu) ** 2)
+    low, high = limits[0] if below else None, limits[1] if above else None
+    # What lies beyond was never seen, if the observation does not allow for it.
+    least, greatest = (
+        _rounded(bound if np.isfinite(bound) else seen) for bound, seen in zip(bounds, reached, strict=True)
+    )
+    rooms = ([] if low is None else [mu - low, low - least]) + ([] if high is None else [high - mu, greatest - high])
+    if min(rooms) <= 0.0:  # It moves by less than its rounding.
+        return None
+    w = _rounded(COST_AT_LIMIT / min(rooms[::2]) ** 2)
     seen = f"begins in [{start[0]:.4g}, {start[1]:.4g}], random actions reach [{reached[0]:.4g}, {reached[1]:.4g}]"
-    return Variable("", path, mu, w), (low, high), seen
+    return Variable("", path, mu, w, min(least, mu), max(greatest, mu)), (low, high), seen
 
 
 def _far_out(plays: Sequence[Play], path: str) -> float:

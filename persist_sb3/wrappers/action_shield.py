@@ -399,6 +399,17 @@ class ActionShieldLayer(Layer):
         """Whether actions are judged: there are models, and they are trained enough."""
         return self._judge() is not None
 
+    @property
+    def decision(self) -> Decision | None:
+        """What was decided at the last step; None while the shield waits."""
+        return self._decision
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps of the least trained of its models, 0 where one is missing."""
+        missing = any(name not in self._models for name in self._needed)
+        return 0 if missing else min((int(model.updates) for model in self._models.values()), default=0)
+
     def action_masks(self) -> NDArray[np.bool_]:
         """
         :return: which actions pass; where none does, the safest alone, and where the fallback is to be executed, that
