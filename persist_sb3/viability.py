@@ -327,12 +327,12 @@ class LeastMargin:
         :return: their smallest scaled margin, ``(n,)``
         """
         if self._viability._computed:
-            least: Vector = self._viability.margins(x).min(axis=1)
-            return least
-        margins = x.take(self._columns, axis=1)
-        margins -= self._limits
-        margins /= self._scale
-        least = np.minimum.reduce(margins, axis=1)
+            margins: Vector = self._viability.margins(x)
+        else:
+            margins = x.take(self._columns, axis=1)
+            margins -= self._limits
+            margins /= self._scale
+        least: Vector = np.minimum.reduce(margins, axis=1)
         return least
 
 

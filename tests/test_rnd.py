@@ -147,6 +147,33 @@ def same(a: Any, b: Any) -> bool:
 # The model
 
 
+def test_the_error_without_torch_follows_every_change() -> None:
+    rnd = RND(make_spec(5), [8])
+    rows = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+
+    def agree() -> None:
+        for count in (6, 2, 6):
+            expected = rnd(torch.from_numpy(rows[:count])).detach().numpy()
+            np.testing.assert_allclose(rnd.error(rows[:count]), expected, rtol=1e-4)
+
+    agree()
+    rnd.standardizer.update(torch.from_numpy(rows + 1.0))
+    agree()
+    with torch.no_grad():
+        rnd.networks.biases[0][1] += 0.5
+        rnd.networks.weights[-1][0] *= 2.0
+    agree()
+    rnd.share_memory()
+    with torch.no_grad():
+        rnd.networks.biases[-1][1] -= 0.5
+    agree()
+    other = copy.deepcopy(rnd)
+    with torch.no_grad():
+        other.networks.biases[-1][1] -= 0.5
+    agree()
+    assert not np.allclose(other.error(rows), rnd.error(rows))
+
+
 def test_novelty_by_hand() -> None:
     rnd = identity_target(2)
     # Mean (2, 10), variance (1, 4), as the population's.

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persist_sb3.viability import ViabilitySet
+from persist_sb3.viability import LeastMargin, ViabilitySet
 
 DIMS = ("energy", "temp", "integrity")
 CONSTRAINTS = ("energy >= 0.2", "temp in [0.3, 0.7]", "integrity >= 0.6")
@@ -142,6 +142,19 @@ def test_a_state_with_nan_is_never_inside(constraints: tuple[str, ...], column: 
         assert viability.contains(point).tolist() == [False, True]
         assert viability.violated(point)[0] >= 0
         assert viability.violated(point)[1] == -1
+
+
+@pytest.mark.parametrize("constraints", [CONSTRAINTS, MIXED])
+@pytest.mark.parametrize("k", [0.5, 1.0])
+def test_the_least_margin_is_that_of_all_margins(constraints: tuple[str, ...], k: float) -> None:
+    viability = ViabilitySet(constraints, DIMS, mu=MU, low=(0, 0, 0), high=(1, 1, 1)).tighten(k)
+    x = states(60)
+    x[::7, 0], x[::11, 2] = 0.2, 0.6
+    x[3, 1], x[4, 0], x[5, 2] = math.nan, math.inf, -math.inf
+    before = x.copy()
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(LeastMargin(viability, 60)(x), viability.margins(x).min(axis=1))
+    np.testing.assert_array_equal(x, before)
 
 
 def test_inputs_are_left_as_they_are() -> None:

@@ -96,9 +96,10 @@ class BonusLayer(Layer):
         # The sum is finite only if every one is, and costs less to check; a sum that overflows is looked at closely.
         if not math.isfinite(np.vdot(bonus, bonus)) and not np.isfinite(bonus).all():
             slot = int(np.argmin(np.isfinite(bonus)))
+            age = self._clock - self._began[slot]
             raise NonFiniteError(
                 f"the intrinsic reward ({type(self).__name__}) of environment {slot} is {bonus[slot]} at step "
-                f"{self._clock - self._began[slot]} of its episode: either what the environment returned there is not finite "
+                f"{age} of its episode: either what the environment returned there is not finite "
                 "(InternalState checks that unless check_finite=False), or the model behind the bonus has diverged: "
                 "lower its learning_rate"
             )
