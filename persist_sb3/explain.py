@@ -252,13 +252,7 @@ def explain(arguments: Sequence[str] | None = None) -> int:
         if interventions:
             console.print(_counted(title, interventions, what))
     if seen.waited:
-        console.print(
-            f"the shield never judged: the least trained of its models has taken {seen.updates} gradient steps of the "
-            f"{seen.min_updates} that min_updates asks for. Train longer, give its callback a lower learning_starts or "
-            "more gradient_steps, or lower min_updates",
-            style="yellow",
-            highlight=False,
-        )
+        console.print(_waiting(seen), style="yellow", highlight=False)
     if seen.violations:
         console.print(_not_prevented(seen, own.most))
     counts = Counter(intervention.episode for intervention in interventions)
@@ -399,6 +393,19 @@ def _listed(interventions: Sequence[Intervention], most: int) -> Table:
             "" if each.foreseen < 0 else f"in {each.foreseen} steps",
         )
     return table
+
+
+def _waiting(seen: Replay) -> str:
+    if not seen.updates:
+        return (
+            "the shield never judged: the agent's file holds no trained model for it. Was it trained with "
+            "persist_sb3.callbacks.ViabilityCallback, for longer than the callback's learning_starts?"
+        )
+    return (
+        f"the shield never judged: the least trained of its models has taken {seen.updates} gradient steps of the "
+        f"{seen.min_updates} that min_updates asks for. Train longer, give its callback a lower learning_starts or "
+        "more gradient_steps, or lower min_updates"
+    )
 
 
 def _not_prevented(seen: Replay, most: int) -> Table:

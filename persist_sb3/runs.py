@@ -24,6 +24,7 @@ from persist_sb3.envs.gridlife import GridLifeEnv
 from persist_sb3.evaluation import declared_viability
 from persist_sb3.metrics import EpisodeRecord, read_episodes
 from persist_sb3.packages import import_packages
+from persist_sb3.state import forget_loaded
 from persist_sb3.wrappers import VecInternalState
 
 Split = Literal["train", "validation", "test"]
@@ -177,6 +178,7 @@ class Run:
         if path is None:
             raise RunError(f"{self.folder}: no agent has been saved yet")
         zoo.register_ppo_mask()
+        forget_loaded()
         kwargs: dict[str, Any] = {"seed": seed}
         if issubclass(ALGOS[self.algo], OffPolicyAlgorithm):
             # The replay buffer is not needed; with its options it can be refused.

@@ -302,6 +302,12 @@ def last_loaded() -> PersistState | None:
     return _last_loaded
 
 
+def forget_loaded() -> None:
+    """Let an agent that is loaded next, and holds no state, not be shielded by the models of one that did."""
+    global _last_loaded
+    _last_loaded = None
+
+
 def _publish(state: PersistState) -> PersistState:
     global _last_loaded
     _last_loaded = state

@@ -15,6 +15,7 @@ from rl_zoo3.utils import ALGOS
 
 from persist_sb3 import hyperparams, zoo
 from persist_sb3.config import PersistConfig
+from persist_sb3.diagnosis import environment
 from persist_sb3.packages import import_packages, told
 from persist_sb3.runs import Run, RunError
 
@@ -214,7 +215,7 @@ def _base_entry(persist: PersistConfig) -> dict[str, Any]:
     """
     :param persist: the agent
     :return: the shipped entry of its algorithm and environment, or one without layers for any environment
-    :raises ValueError: if there is none for its algorithm
+    :raises ValueError: if there is none for its algorithm, or SB3 cannot learn in its environment
     """
     if persist.algo not in hyperparams.algorithms():
         raise ValueError(
@@ -227,6 +228,9 @@ def _base_entry(persist: PersistConfig) -> dict[str, Any]:
         return shipped[persist.env_id] if same else hyperparams.without_symmetry(shipped[persist.env_id])
     entry = shipped["default"]
     with gym.make(persist.env_id, **persist.env_kwargs) as env:
+        findings = environment.check_spaces(env, persist.algo, append=persist.internal_state.append)
+        if problems := [f"{each.text}: {each.remedy}" for each in findings if each.level == "problem"]:
+            raise ValueError(". ".join(problems))
         if isinstance(env.observation_space, spaces.Dict):
             entry["policy"] = entry["policy"].replace("Mlp", "MultiInput")
     return entry

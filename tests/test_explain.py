@@ -1,12 +1,14 @@
 """Explanations: every intervention of a replayed run, with its reasons."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
 from PIL import Image
+from stable_baselines3 import PPO
 
 from persist_sb3.explain import INFEASIBLE, WAITING, explain, replay
 from persist_sb3.runs import Run, RunError
@@ -86,6 +88,17 @@ def test_a_shield_that_never_judged_says_what_it_waits_for(kind: str, tmp_path: 
     seen = replay(Run(waiting), 2, seed=0)
     assert 0 < seen.updates < 10000
     assert all(each.why == WAITING for each in seen.violations)
+
+
+def test_an_agent_that_was_saved_without_its_critic(run: Path, tmp_path: Path, capsys: Any) -> None:
+    bare = tmp_path / "ppo" / run.name
+    shutil.copytree(run, bare)
+    agent = PPO.load(bare / "GridLife-v0.zip", custom_objects={"persist": None}, device="cpu")
+    del agent.persist
+    agent.save(bare / "GridLife-v0.zip")
+    with pytest.warns(UserWarning, match="ActionShield has no models"):
+        assert explain([str(bare), "--episodes", "2"]) == 0
+    assert "the agent's file holds no trained model for it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_without_a_shield(tmp_path: Path, capsys: Any) -> None:

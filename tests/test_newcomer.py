@@ -152,10 +152,12 @@ def test_init_limits_only_the_side_to_which_a_variable_goes(folder: Path) -> Non
     assert persist.internal_state.w[0] * (100.0 - float(limit)) ** 2 == pytest.approx(0.5, rel=0.01)
 
 
-def test_images_that_no_network_of_sb3_can_look_at(folder: Path) -> None:
+def test_images_that_no_network_of_sb3_can_look_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import_packages(["newcomers_drone"])
     (problem,) = examine("NewcomersCamera-v0", episodes=1).problems
     assert "36 x 36" in problem.text and "obs.camera" in problem.text
+    (folder / "camera.yml").write_text(PERSIST.replace(DRONE, "NewcomersCamera-v0"))
+    assert "36 x 36" in refused(capsys, train, "--persist", "camera.yml")
     seen = numbers_of({"camera": np.zeros((4, 4, 1), np.uint8), "pose": np.ones(2)}, {})
     assert seen == {"obs.pose[0]": 1.0, "obs.pose[1]": 1.0}
 
