@@ -168,7 +168,15 @@ def fixed_year(model: Any, setpoint: float, seed: int) -> Year:
     :param seed: of the worlds
     :return: how it lives
     """
-    seasons = [figures(live(model, setpoint, season, 1000 * season + seed)) for season in SEASONS]
+    # All at once, each in the season of its layout: that takes a fifth of the time.
+    lives = LIVES * len(SEASONS)
+    venv = make_env(lives, "test", setpoint=setpoint)
+    venv.seed(seed)
+    venv.reset()
+    season = np.array([info["layout_seed"] % YEAR for info in venv.reset_infos])
+    nearest = np.rint(season / YEAR * len(SEASONS)).astype(int) % len(SEASONS)
+    records = [episode.record for episode in evaluate(model, venv, lives, deterministic=False, seed=seed)]
+    seasons = [figures([record for record in records if nearest[record.env] == i]) for i in range(len(SEASONS))]
     return dict(zip(("survival", "life"), map(list, zip(*seasons, strict=True)), strict=True))
 
 
