@@ -36,7 +36,7 @@ from persist_sb3 import plots
 from persist_sb3.buffers import Transitions
 from persist_sb3.callbacks import CalibrationCallback, ViabilityCallback
 from persist_sb3.envs.vector import GridLifeVecEnv
-from persist_sb3.models.base import rebuild
+from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield import EnumeratedShield
@@ -47,6 +47,8 @@ CONFIDENCES = 0.8, 0.9, 0.95, 0.99
 HORIZON, NEAR = 8, 0.5
 #: Episodes before those that count: there must be something to go by.
 FIRST = 50
+#: Steps in which more episodes than that end after the critic has begun to judge.
+LEAST = 10_000
 ENVS, TEST_ENVS = 8, 20
 
 #: Of an episode's decisions near the boundary, those that passed: the ``p_safe`` declared, and whether they were safe.
@@ -168,6 +170,18 @@ def play(model: PPO, spec: StateSpec, critic: ViabilityCritic, calibration: Cali
     return Stream(*map(np.array, zip(*rows, strict=True)))
 
 
+def part(model: PPO, spec: StateSpec, name: str, kind: type[Model]) -> Any:
+    """
+    :param model: trained, or loaded
+    :param spec: its state and actions
+    :param name: of a part
+    :param kind: its class
+    :return: the part
+    """
+    state: Any = model.persist  # type: ignore[attr-defined]
+    return state.bundle().get(name) or rebuild(state.pending[name], spec, kind)
+
+
 def figures(episodes: list[Passed]) -> dict[str, Any]:
     """
     :param episodes: what passed in each
@@ -223,6 +237,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     own = parser.parse_args()
+    if own.timesteps < LEAST:
+        parser.error(f"--timesteps {own.timesteps}: in fewer than {LEAST:,} too few episodes end to measure anything")
     torch.set_num_threads(1)
 
     phases = "while it learns", "afterwards, test layouts"
@@ -233,11 +249,8 @@ def main() -> None:
         bar = progress.add_task("training and playing", total=own.seeds * len(CONFIDENCES))
         for conf, seed in product(CONFIDENCES, range(own.seeds)):
             model, stream = train(conf, seed, own.timesteps, own.folder)
-            state: Any = model.persist  # type: ignore[attr-defined]
-            critic, calibration = (
-                state.bundle().get(name) or rebuild(state.pending[name], spec, kind)
-                for name, kind in (("viability", ViabilityCritic), ("calibration", Calibration))
-            )
+            critic: ViabilityCritic = part(model, spec, "viability", ViabilityCritic)
+            calibration: Calibration = part(model, spec, "calibration", Calibration)
             after = play(model, spec, critic, calibration, own.episodes)
             ends = {"threshold": calibration.threshold, "certified": calibration.certified}
             for phase, episodes in zip(phases, (stream.episodes()[FIRST:], after.episodes()), strict=True):
@@ -247,12 +260,12 @@ def main() -> None:
     title = f"Decisions near the boundary, {own.timesteps:,} steps, {own.seeds} seeds: mean (range)"
     table = Table("", "confidence", "realised", "p_safe", "safe decisions", "threshold", "episodes", title=title)
     for phase, by_conf in results.items():
-        for conf, seeds in by_conf.items():
+        for asked, seeds in by_conf.items():
             cells = []
             for key in ("realised", "declared", "decisions", "threshold"):
                 values = [seed[key] for seed in seeds]
                 cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-            table.add_row(phase, conf, *cells, f"{np.mean([seed['episodes'] for seed in seeds]):.0f}")
+            table.add_row(phase, asked, *cells, f"{np.mean([seed['episodes'] for seed in seeds]):.0f}")
     Console(width=140).print(table)
     own.output.mkdir(parents=True, exist_ok=True)
     parameters = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}

@@ -243,7 +243,7 @@ def measure(worlds: list[Truth], values: list[Floats]) -> dict[str, Any]:
     passes = value[:, None] >= THRESHOLDS
     false_safe, false_alarm = passes[~keeps].mean(axis=0), 1.0 - passes[keeps].mean(axis=0)
     # Where something can still be decided: some action keeps the agent alive and another does not.
-    chosen = [(w.decided.all(axis=1) & w.keeps.any(axis=1) & ~w.keeps.all(axis=1)).nonzero()[0] for w in worlds]
+    chosen = [np.flatnonzero(w.decided.all(axis=1) & w.keeps.any(axis=1) & ~w.keeps.all(axis=1)) for w in worlds]
     right = [w.keeps[c, v[c].argmax(axis=1)] for w, v, c in zip(worlds, values, chosen, strict=True)]
     return {
         "AUROC of states": auroc(best, viable),
