@@ -94,7 +94,7 @@ def test_an_agent_that_was_saved_without_its_critic(run: Path, tmp_path: Path, c
     bare = tmp_path / "ppo" / run.name
     shutil.copytree(run, bare)
     agent = PPO.load(bare / "GridLife-v0.zip", custom_objects={"persist": None}, device="cpu")
-    del agent.persist
+    delattr(agent, "persist")
     agent.save(bare / "GridLife-v0.zip")
     with pytest.warns(UserWarning, match="ActionShield has no models"):
         assert explain([str(bare), "--episodes", "2"]) == 0
