@@ -105,6 +105,7 @@ class ListInfos(list[dict[str, Any]], Infos):
         return list, (list(self),)
 
     def column(self, path: Path, slots: NDArray[np.intp]) -> NDArray[np.float64]:
+        key: Any
         key, *inner = path
         everyone = len(slots) == len(self)
         try:

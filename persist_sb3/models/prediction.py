@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,7 @@ class PredictiveModel(Model):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         cuts = np.cumsum([len(heads.numeric), len(heads.numeric), len(heads.one_hot), len(heads.binary)])
         self._cuts = cuts.tolist()
+        self._slices = [slice(*ends) for ends in pairwise([0, *self._cuts, None])]
         #: Numbers that a network has to give for each row.
         self.outputs = heads.outputs + 1
         self._starts = np.cumsum([0, *heads.sizes])[:-1]
@@ -264,10 +266,10 @@ class PredictiveModel(Model):
         return state[:, self.part][:, self.heads.numeric] + change, scale
 
     def _distribution(self, outputs: Floats) -> Distribution:
-        mean, raw, one_hot, binary, gate = np.split(outputs, self._cuts, axis=-1)
+        mean, raw, one_hot, binary, gate = (outputs[..., part] for part in self._slices)
         log_var = LOG_VAR_HIGH - _softplus(LOG_VAR_HIGH - raw)
         log_var = LOG_VAR_LOW + _softplus(log_var - LOG_VAR_LOW)
-        return Distribution(mean, log_var, one_hot, binary, (OPEN + GAIN * gate).clip(0.0, 1.0))
+        return Distribution(mean, log_var, one_hot, binary, _clip(OPEN + GAIN * gate, 0.0, 1.0))
 
     def _fast_behind(self, gate: Floats, state: Floats, action: Floats) -> tuple[Floats, Floats]:
         """:meth:`_behind` without torch."""
