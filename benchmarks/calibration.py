@@ -266,7 +266,7 @@ def main() -> None:
                 values = [seed[key] for seed in seeds]
                 cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
             table.add_row(phase, asked, *cells, f"{np.mean([seed['episodes'] for seed in seeds]):.0f}")
-    Console(width=140).print(table)
+    Console(width=170).print(table)
     own.output.mkdir(parents=True, exist_ok=True)
     parameters = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
     (own.output / "calibration.json").write_text(json.dumps({"parameters": parameters, **results}, indent=2) + "\n")
