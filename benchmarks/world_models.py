@@ -16,8 +16,8 @@ So in GridLife the error is also given apart: of the tiles that were in view whe
 *Cost*: CPU time per 1000 environment steps with each callback's defaults, in one thread, beside that of PPO with its
 own defaults in the same run. Seeds whose results are there already are not learned again::
 
-    python benchmarks/world_models.py                          # 2 seeds, about 10 minutes of CPU time
-    python benchmarks/world_models.py --seeds 1 --only cost
+    python -m benchmarks.world_models                          # 2 seeds, about 10 minutes of CPU time
+    python -m benchmarks.world_models --seeds 1 --only cost
 """
 
 import argparse

@@ -55,7 +55,8 @@ def untrained(n: int = 5, **kwargs: Any) -> tuple[LatentModel, Any, Any, Any]:
     spec = make_spec()
     torch.manual_seed(0)
     model = LatentModel(spec, **SMALL | kwargs)
-    torch.nn.init.normal_(model.decoder[1].weight[-1])  # gates that are half open
+    last: Any = model.decoder[1]
+    torch.nn.init.normal_(last.weight[-1])  # gates that are half open
     spec.observation_space.seed(0)
     rng = np.random.default_rng(0)
 
