@@ -136,8 +136,8 @@ def train(condition: str, seed: int, timesteps: int, folder: Path, models: bool 
         model = PPO("MultiInputPolicy", env, n_epochs=6, policy_kwargs=kwargs, **common)
     callbacks: list[BaseCallback] = [BeliefCallback(train_freq=4)] if belief else []
     if models:
-        small: dict[str, Any] = {"net_arch": [64, 64], "members": 3, "train_freq": 4}
-        callbacks += [ViabilityCallback(train_freq=4), InternalModelCallback(**small), WorldModelCallback(**small)]
+        small: dict[str, Any] = {"net_arch": [64, 64], "members": 3, "train_freq": 2}
+        callbacks += [ViabilityCallback(train_freq=2), InternalModelCallback(**small), WorldModelCallback(**small)]
     model.learn(timesteps, callback=callbacks)
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = time.process_time() - start
