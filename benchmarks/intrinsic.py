@@ -1,7 +1,7 @@
 """
 What each intrinsic reward adds on top of the homeostat: survival of PPO on GridLife with the shipped layers, and with
 one bonus more: `RNDBonus`, `SurpriseBonus` as written, which pays for what is foreseen, seeking surprise, or
-`EmpowermentBonus`. Everything else is that of ``persist_sb3/hyperparams/ppo.yml``.
+`EmpowermentBonus`. Everything else is that of ``persist_sb3/hyperparams/ppo.yml``, but for networks, which are SB3's.
 
 Every agent is trained by ``train.py`` and evaluated on layouts that it has not seen. Agents that are there already are
 neither trained nor evaluated again, so the benchmark can be interrupted. The weights are the layers' ``weight``; of all
@@ -27,7 +27,7 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from benchmarks.agents import FIGURES, Records, evaluate_run, intervals, train
+from benchmarks.agents import FIGURES, PLAIN, Records, evaluate_run, intervals, train
 from benchmarks.kept import kept
 from persist_sb3 import hyperparams
 from persist_sb3.metrics import read_episodes
@@ -60,11 +60,11 @@ def options(condition: str) -> list[str]:
     """
     bonus = CONDITIONS[condition]
     if bonus is None:
-        return []
+        return ["-params", *PLAIN]
     layer, learning = bonus
     layers = [*hyperparams.load("ppo")[ENV]["vec_env_wrapper"], layer]
     callbacks = ["persist_sb3.callbacks.MetricsCallback", *learning]
-    return ["-params", f"vec_env_wrapper:{layers!r}", f"callback:{callbacks!r}"]
+    return ["-params", f"vec_env_wrapper:{layers!r}", f"callback:{callbacks!r}", *PLAIN]
 
 
 def train_condition(condition: str, seed: int, timesteps: int, folder: Path) -> Path:
