@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from benchmarks.exploration import METHODS, Drift, Reading, Stopwatch
+from benchmarks.exploration import Drift, Stopwatch, time_parts
 from persist_sb3.callbacks import EmpowermentCallback, RNDCallback, WorldModelCallback
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.wrappers import VecEmpowermentBonus, VecInternalState, VecRNDBonus, VecSurpriseBonus
@@ -60,21 +59,7 @@ def cost(size: str, batch_size: int, timesteps: int) -> dict[str, float]:
         "world model": WorldModelCallback(learning_starts=64, **world),
         "empowerment, callback": EmpowermentCallback(min_updates=1, learning_starts=8, **empowerment),
     }
-    model = PPO("MlpPolicy", env, n_steps=256, batch_size=batch_size, seed=0, device="cpu")
-    reading = Reading()
-    parts = {}
-    for name, callback in callbacks.items():
-        parts[name] = [Stopwatch(getattr(callback, method)) for method in METHODS]
-        for method, watch in zip(METHODS, parts[name], strict=True):
-            setattr(callback, method, watch)
-    stepping = env.step = Stopwatch(env.step)
-    total = Stopwatch(model.learn)
-    total(timesteps, callback=[reading, *callbacks.values()])
-    seconds = {name: sum(watch.seconds for watch in watches) for name, watches in parts.items()}
-    seconds["reading"] = reading.seconds
-    seconds["PPO"] = total.seconds - stepping.seconds - sum(seconds.values())
-    seconds |= {name: watch.seconds for name, watch in watches.items()}
-    return {name: 1e6 * value / timesteps for name, value in seconds.items()}
+    return time_parts(env, watches, callbacks, batch_size, timesteps)
 
 
 def main() -> None:

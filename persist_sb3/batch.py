@@ -1,5 +1,6 @@
 """Batched observations of any structure: arrays, and dicts or tuples of arrays, all with the environments in front."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -128,3 +129,12 @@ def unflatten(space: spaces.Space[Any], flat: NDArray[Any]) -> Batch:
         return dict(zip(space.spaces, batches, strict=True)) if isinstance(space, spaces.Dict) else tuple(batches)
     rounded = np.rint(flat) if np.issubdtype(space.dtype, np.integer) else flat
     return rounded.reshape(-1, *(space.shape or ())).astype(space.dtype)
+
+
+def surely_finite(array: NDArray[Any]) -> bool:
+    """
+    :param array: floats
+    :return: False if one is not finite, or their squares are too large to be added up. That is all right, and is left
+        to a closer look: the sum costs less than looking at every number
+    """
+    return math.isfinite(np.vdot(array, array))

@@ -129,9 +129,9 @@ class EquivariantExtractor(nn.Module):
         return fields
 
 
-class Equivariant:
+class Symmetric:
     """
-    Joins one of SB3's actor-critic policies with layers that commute with the environment's symmetries.
+    What SB3's policies need so that their networks can commute with the environment's symmetries.
 
     :param symmetries: of the observation that the policy sees and of its actions: a list of
         :class:`~persist_sb3.symmetry.Symmetry`, or the id of an environment that declares them. With the identity they
@@ -142,24 +142,40 @@ class Equivariant:
         be equivariant
     """
 
+    def __init__(self, *args: Any, symmetries: str | Iterable[Symmetry], **kwargs: Any) -> None:
+        self.symmetries = symmetries
+        self._group: Group | None = None
+        super().__init__(*args, **kwargs)
+
+    def _group_behind(self: Any, extractor: nn.Module) -> Group:
+        """
+        :param extractor: features extractor of a network
+        :return: the group that acts on its features and on the actions, found once
+        """
+        if self._group is None:
+            self._group = group_of(self.symmetries, self.observation_space, self.action_space, extractor)
+        group: Group = self._group
+        return group
+
+    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "symmetries": self.symmetries}  # type: ignore[misc]
+
+
+class Equivariant(Symmetric):
+    """:class:`Symmetric` for SB3's actor-critic policies."""
+
     mlp_extractor: Any
     action_net: Any
     value_net: Any
 
-    def __init__(self, *args: Any, symmetries: str | Iterable[Symmetry], **kwargs: Any) -> None:
-        self.symmetries = symmetries
-        super().__init__(*args, **kwargs)
-
     def _build(self: Any, lr_schedule: Schedule) -> None:
         if getattr(self, "use_sde", False):  # MaskablePPO knows none
             raise ValueError(NO_SDE)
-        self._group = group_of(self.symmetries, self.observation_space, self.action_space, self.features_extractor)
+        group = self._group_behind(self.features_extractor)
         super()._build(lr_schedule)  # type: ignore[misc]
-        fields_pi, fields_vf = (
-            width // len(self._group) for width in (self.mlp_extractor.latent_dim_pi, self.mlp_extractor.latent_dim_vf)
-        )
-        self.action_net = ChoiceHead(self._group, fields_pi, gain=0.01)
-        self.value_net = InvariantHead(self._group, fields_vf)
+        latent = self.mlp_extractor
+        self.action_net = ChoiceHead(group, latent.latent_dim_pi // len(group), gain=0.01)
+        self.value_net = InvariantHead(group, latent.latent_dim_vf // len(group))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _build_mlp_extractor(self: Any) -> None:
@@ -169,9 +185,6 @@ class Equivariant:
         if isinstance(self.action_space, spaces.Discrete):
             return super()._get_action_dist_from_latent(latent_pi)  # type: ignore[misc]
         return self.action_dist.proba_distribution(self.action_net(latent_pi), self.action_net.even(self.log_std))
-
-    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "symmetries": self.symmetries}  # type: ignore[misc]
 
 
 class EquivariantPolicy(Equivariant, ActorCriticPolicy):
@@ -228,32 +241,18 @@ class EquivariantCritic(ContinuousCritic):
             setattr(self, f"qf{index}", critic)
 
 
-class EquivariantOffPolicy:
-    """
-    :class:`Equivariant` for SAC.
-
-    :param symmetries: see :class:`Equivariant`
-    :param kwargs: of the policy
-    :raises ValueError: as :class:`Equivariant`
-    """
-
-    def __init__(self, *args: Any, symmetries: str | Iterable[Symmetry], **kwargs: Any) -> None:
-        self.symmetries = symmetries
-        super().__init__(*args, **kwargs)
+class EquivariantOffPolicy(Symmetric):
+    """:class:`Symmetric` for SAC's policies."""
 
     def _with_group(self: Any, kwargs: dict[str, Any], extractor: nn.Module | None) -> dict[str, Any]:
         kwargs = self._update_features_extractor(kwargs, extractor)
-        group = group_of(self.symmetries, self.observation_space, self.action_space, kwargs["features_extractor"])
-        return {**kwargs, "group": group}
+        return {**kwargs, "group": self._group_behind(kwargs["features_extractor"])}
 
     def make_actor(self: Any, features_extractor: BaseFeaturesExtractor | None = None) -> EquivariantActor:
         return EquivariantActor(**self._with_group(self.actor_kwargs, features_extractor)).to(self.device)
 
     def make_critic(self: Any, features_extractor: BaseFeaturesExtractor | None = None) -> EquivariantCritic:
         return EquivariantCritic(**self._with_group(self.critic_kwargs, features_extractor)).to(self.device)
-
-    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "symmetries": self.symmetries}  # type: ignore[misc]
 
 
 class EquivariantSACPolicy(EquivariantOffPolicy, SACPolicy):

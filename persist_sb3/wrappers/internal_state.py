@@ -1,7 +1,6 @@
 """Where the internal variables are, and whether they are where they must be."""
 
 import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.batch import Batch, flatten, with_rows
+from persist_sb3.batch import Batch, flatten, surely_finite, with_rows
 from persist_sb3.curriculum import StageInForce
 from persist_sb3.infos import Infos
 from persist_sb3.internal import InternalSource, SimulatedVariable
@@ -213,7 +212,7 @@ class InternalStateLayer(Layer):
         return np.concatenate([flatten(self._inner_space, observation), x], axis=1, dtype=np.float32)
 
     def _check(self, slots: NDArray[np.intp], observation: Batch) -> None:
-        if not _finite(self.x):
+        if not surely_finite(self.x):
             for slot, column in np.argwhere(~np.isfinite(self.x)):
                 self._refuse(slot, f"internal variable {self.internal_names[column]!r}", self.x[slot, column])
         self._check_observation(slots, observation, "obs")
@@ -225,7 +224,7 @@ class InternalStateLayer(Layer):
         elif isinstance(observation, tuple):
             for index, leaf in enumerate(observation):
                 self._check_observation(slots, leaf, f"{path}[{index}]")
-        elif observation.dtype.kind == "f" and not _finite(observation):
+        elif observation.dtype.kind == "f" and not surely_finite(observation):
             for slot in slots:
                 bad = np.argwhere(~np.isfinite(observation[slot]))
                 if len(bad):
@@ -238,15 +237,6 @@ class InternalStateLayer(Layer):
             "Find out why in the environment (a division by zero, a diverged simulation), or pass check_finite=False "
             "if your algorithm can learn from it"
         )
-
-
-def _finite(array: NDArray[Any]) -> bool:
-    """
-    :param array: floats
-    :return: False if one is not finite, or their squares are too large to be added up. That is all right, and is left
-        to a closer look: the sum costs less than looking at every number
-    """
-    return math.isfinite(np.vdot(array, array))
 
 
 class _Declarations(LayerOwner):

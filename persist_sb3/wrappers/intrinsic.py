@@ -1,6 +1,5 @@
 """What every layer that adds an intrinsic reward does with it."""
 
-import math
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from persist_sb3.batch import surely_finite
 from persist_sb3.infos import Infos, MissingInfoError
 from persist_sb3.intrinsic.bonus import Bonus
 from persist_sb3.models.spec import StateSpec
@@ -93,8 +93,7 @@ class BonusLayer(Layer):
         weight = self.demands.intr_factor * self.weight
         bonus = self.bonus(step)
         bonus = step.where_live(bonus if weight == 1.0 else weight * bonus)
-        # The sum is finite only if every one is, and costs less to check; a sum that overflows is looked at closely.
-        if not math.isfinite(np.vdot(bonus, bonus)) and not np.isfinite(bonus).all():
+        if not surely_finite(bonus) and not np.isfinite(bonus).all():
             slot = int(np.argmin(np.isfinite(bonus)))
             age = self._clock - self._began[slot]
             raise NonFiniteError(
