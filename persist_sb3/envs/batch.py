@@ -50,8 +50,9 @@ class GridLifeCore:
     :class:`~persist_sb3.envs.gridlife.GridLifeEnv` with the same seed and actions does, to the last bit, on both
     backends.
 
-    An episode that ends is followed by the next: with ``same_step``, at once, and :attr:`final_observations` and
-    :attr:`final_internal` keep how it ended; without, at the next step, whose action is then ignored.
+    An episode that ends is followed by the next: with ``same_step``, at once, and :attr:`final_observations`,
+    :attr:`final_internal` and :attr:`final_cells` keep how it ended; without, at the next step, whose action is then
+    ignored.
 
     The arrays it gives are its own and change with the next step: copy what is to be kept.
 
@@ -91,6 +92,8 @@ class GridLifeCore:
         self.final_observations: NDArray[np.float32] = worlds.observations[1]  #: ``(n, size)``
         self.internal: NDArray[np.float64] = worlds.internal  #: ``(n, 3)``
         self.final_internal: NDArray[np.float64] = worlds.final  #: ``(n, 3)``, after the last step
+        self.cells: NDArray[np.int64] = worlds.cell  #: ``(n,)`` tiles of the agents, numbered row by row
+        self.final_cells: NDArray[np.int64] = worlds.reached  #: ``(n,)``, after the last step
         self.layout_seeds: NDArray[np.int64] = worlds.layout_seed  #: ``(n,)``
         self.elapsed: NDArray[np.int64] = worlds.step  #: ``(n,)`` steps of each episode so far
         self.set_viability(viability or make_viability(CONSTRAINTS, SETPOINT))

@@ -34,6 +34,7 @@ from persist_sb3.envs.worlds import (
     LOW,
     NEXT_EVENT,
     NEXT_SLIP,
+    REACHED,
     REWARD,
     SETPOINT,
     SHOWN,
@@ -456,7 +457,7 @@ def _step_all(ints: Ints, floats: Reals, maps: Floats, observations: Floats, act
         here = ints[i, CELL]
         cell = ci[INT_TABLES + action * area + here]
         at = ci[seen_at + cell]
-        ints[i, CELL] = cell
+        ints[i, CELL] = ints[i, REACHED] = cell
         energy, temp, integrity = floats[i, INTERNAL], floats[i, INTERNAL + 1], floats[i, INTERNAL + 2]
         energy -= cf[ENERGY_DECAY] + cf[ENERGY_DRIFT] * step
         if cell != here:

@@ -135,6 +135,11 @@ class Controls(ABC):
         return self._interface.entries(self._hidden)
 
     @property
+    def window_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the flattened ``window`` in an observation."""
+        return self._interface.window_shape
+
+    @property
     def symmetries(self) -> list[Symmetry]:
         """The quarter turns and mirror images of the world."""
         return self._interface.symmetries()

@@ -198,6 +198,7 @@ class Tables(NamedTuple):
     slip_wait: NDArray[np.float64]  # (horizon,) the same for the next slip
     spells: NDArray[np.float64]  # (year,) heat that each spell of weather adds
     seen: NDArray[np.int64]  # (A,) where a tile's first channel is in the flattened maps
+    positions: NDArray[np.int64]  # (A, 2) row and column of a tile
     window: NDArray[np.int64]  # (A, C * W * W) where the window around a tile is in the flattened maps
 
 
@@ -270,6 +271,7 @@ def tables(params: GridLifeParams) -> Tables:
         slip_wait=waiting_times(params.slip, params.horizon),
         spells=params.climate * np.cos(2.0 * np.pi * np.arange(params.year) / params.year),
         seen=((row + radius) * padded + col + radius) * len(CHANNELS),
+        positions=np.stack([row, col], axis=-1),
         window=corner.ravel() + ((row * padded + col) * len(CHANNELS))[:, None],
     )
     for array in result:

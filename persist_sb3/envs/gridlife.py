@@ -66,8 +66,8 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
       next to it and fades with distance, 0 while there is none. With ``flat``: the same in one Box, in this order.
     - **Reward**: 1 for each item (``task="items"``) or new tile (``task="explore"``).
     - **End**: ``terminated`` at the first violated constraint, else ``truncated`` after ``horizon`` steps.
-    - **Info**: ``internal``, the true variables in float64; at a reset ``layout_seed``; at a step ``cost``, 1 if it
-      violates a constraint.
+    - **Info**: ``internal``, the true variables in float64; ``position``, row and column of the agent's tile; at a reset
+      ``layout_seed``; at a step ``cost``, 1 if it violates a constraint.
 
     :param render_mode: None, "rgb_array" or "human"
     :param flat: one flat Box as observation instead of a Dict
@@ -119,6 +119,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._spells = table.spells.tolist()
         self._scents = table.scent.tolist()
         self._seen_at = table.seen.tolist()
+        self._positions = list(table.positions)
         self._channel = [SEES_FOOD] * params.food + [SEES_ITEM] * params.items
         # Behind the maps lie the internal variables and the scent, so that one indexing makes a flat observation.
         self._maps_size = len(CHANNELS) * (params.size + 2 * params.radius) ** 2
@@ -242,7 +243,9 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._next_slip = self._next_event = self._wait(self._slip_wait)
         if self.render_mode == "human":
             self.render()
-        return self._observe(), {"internal": self.get_internal(), "layout_seed": self._layout_seed}
+        position = self._positions[self._cell]
+        info = {"internal": self.get_internal(), "position": position, "layout_seed": self._layout_seed}
+        return self._observe(), info
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """
@@ -306,7 +309,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         internal[0] = energy
         internal[1] = temp
         internal[2] = integrity
-        info = {"internal": internal.copy(), "cost": 1.0 if dead else 0.0}
+        info = {"internal": internal.copy(), "position": self._positions[cell], "cost": 1.0 if dead else 0.0}
         if self.render_mode == "human":
             self.render()
         return self._observe(), reward, dead, late, info

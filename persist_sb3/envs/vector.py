@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from persist_sb3.envs.batch import Backend, GridLifeCore
 from persist_sb3.envs.controls import Controls, Settings
-from persist_sb3.envs.dynamics import GridLifeParams
+from persist_sb3.envs.dynamics import GridLifeParams, tables
 from persist_sb3.envs.interface import checked_layout_seed, forced_layout_seed
 from persist_sb3.envs.snapshot import Snapshot
 from persist_sb3.symmetry import Symmetry
@@ -95,6 +95,7 @@ class _Batch:
             viability=checked.viability,
         )
         self._slots = [Slot(self._core, i, checked, render_mode) for i in range(num_envs)]
+        self._positions = tables(checked.params).positions
 
     @property
     def internal_names(self) -> tuple[str, ...]:
@@ -120,6 +121,11 @@ class _Batch:
     def internal_entries(self) -> dict[str, str]:
         """Where the internal variables that are shown are in one world's observation."""
         return self._slots[0].internal_entries
+
+    @property
+    def window_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the flattened ``window`` in an observation."""
+        return self._interface.window_shape
 
     @property
     def symmetries(self) -> list[Symmetry]:
@@ -232,9 +238,13 @@ class GridLifeVecEnv(_Batch, VecEnv):
         observations, rewards, terminated, truncated = core.step(self._moves)
         dones = (terminated | truncated).astype(bool)
         infos: list[dict[str, Any]] = [
-            {"internal": internal, "cost": cost, "TimeLimit.truncated": late}
-            for internal, cost, late in zip(
-                core.final_internal.copy(), terminated.astype(float).tolist(), (truncated == 1).tolist(), strict=True
+            {"internal": internal, "position": position, "cost": cost, "TimeLimit.truncated": late}
+            for internal, position, cost, late in zip(
+                core.final_internal.copy(),
+                self._positions[core.final_cells],
+                terminated.astype(float).tolist(),
+                (truncated == 1).tolist(),
+                strict=True,
             )
         ]
         ended = np.flatnonzero(dones)
@@ -245,8 +255,12 @@ class GridLifeVecEnv(_Batch, VecEnv):
 
     def _report_reset(self, rows: NDArray[np.intp]) -> None:
         for i in rows:
-            seed = int(self._core.layout_seeds[i])
-            self.reset_infos[i] = {"internal": self._core.internal[i].copy(), "layout_seed": seed}
+            core = self._core
+            self.reset_infos[i] = {
+                "internal": core.internal[i].copy(),
+                "position": self._positions[core.cells[i]],
+                "layout_seed": int(core.layout_seeds[i]),
+            }
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -328,7 +342,7 @@ class GridLifeVectorEnv(_Batch, VectorEnv[Any, Any, Any]):
         rows = np.flatnonzero(mask)
         self._begin(seeds, [None if k is None else checked_layout_seed(k) for k in each], rows)
         self._over[rows] = False
-        infos = self._infos(mask, {"internal": self._core.internal, "layout_seed": self._core.layout_seeds})
+        infos = self._infos(mask, self._where() | {"layout_seed": self._core.layout_seeds})
         return self._interface.shaped(self._core.observations), infos
 
     def step(
@@ -349,9 +363,11 @@ class GridLifeVectorEnv(_Batch, VectorEnv[Any, Any, Any]):
             infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(ended):
                 infos["final_obs"][i] = self._interface.shaped(core.final_observations[i])
-            infos["final_info"] = self._infos(ended, {"internal": core.final_internal, "cost": cost})
+            position = self._positions[core.final_cells]
+            final = {"internal": core.final_internal, "position": position, "cost": cost}
+            infos["final_info"] = self._infos(ended, final)
             infos["_final_obs"], infos["_final_info"] = ended.copy(), ended.copy()
-        infos |= self._infos(np.ones(self.num_envs, dtype=bool), {"internal": core.internal})
+        infos |= self._infos(np.ones(self.num_envs, dtype=bool), self._where())
         infos |= self._infos(~begun, {"cost": cost}) | self._infos(begun, {"layout_seed": core.layout_seeds})
         self._over = ended & (self._mode is not AutoresetMode.SAME_STEP)
         return (
@@ -361,6 +377,10 @@ class GridLifeVectorEnv(_Batch, VectorEnv[Any, Any, Any]):
             truncated.astype(bool),
             infos,
         )
+
+    def _where(self) -> dict[str, NDArray[Any]]:
+        """The state that each step and reset reports."""
+        return {"internal": self._core.internal, "position": self._positions[self._core.cells]}
 
     @staticmethod
     def _infos(mask: NDArray[np.bool_], columns: dict[str, NDArray[Any]]) -> dict[str, Any]:

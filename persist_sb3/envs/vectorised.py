@@ -86,7 +86,7 @@ class NumpyEngine:
 
         here = worlds.cell[rows]
         cell = table.targets[moves, here]
-        worlds.cell[rows] = cell
+        worlds.cell[rows] = worlds.reached[rows] = cell
         reserves, temp, integrity = worlds.internal[rows].T
         decay = params.energy_decay + params.energy_drift * step
         energy = reserves - decay - params.move_cost * (cell != here)

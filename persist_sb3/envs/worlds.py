@@ -19,7 +19,8 @@ CHANCE: Final = 5
 LAYOUTS: Final = 6
 TERMINATED: Final = 7
 TRUNCATED: Final = 8
-FIXED_INTS: Final = 9
+REACHED: Final = 9
+FIXED_INTS: Final = 10
 
 # Columns of the real numbers; three where there is one for each internal variable.
 INTERNAL: Final = 0
@@ -79,6 +80,7 @@ class Worlds:
         self.streams = self.ints[:, CHANCE : LAYOUTS + 1].view(np.uint64)
         self.terminated = self.ints[:, TERMINATED]
         self.truncated = self.ints[:, TRUNCATED]
+        self.reached = self.ints[:, REACHED]
         self.places, self.due, self.tiles, self.visited = np.split(
             self.ints[:, FIXED_INTS:], [slots, 2 * slots, 2 * slots + area], axis=1
         )

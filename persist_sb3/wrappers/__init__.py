@@ -61,6 +61,7 @@ from persist_sb3.wrappers.reach_avoid_planner import (
 )
 from persist_sb3.wrappers.rnd_bonus import RNDBonus, VecRNDBonus, VectorRNDBonus
 from persist_sb3.wrappers.smirl_bonus import SMiRLBonus, VecSMiRLBonus, VectorSMiRLBonus
+from persist_sb3.wrappers.spatial_memory import SpatialMemory, VecSpatialMemory, VectorSpatialMemory
 from persist_sb3.wrappers.surprise_bonus import SurpriseBonus, VecSurpriseBonus, VectorSurpriseBonus
 from persist_sb3.wrappers.terminate import TerminateOnViolation
 
@@ -81,6 +82,7 @@ __all__ = [
     "ReachAvoidPlanner",
     "SMiRLBonus",
     "ShieldError",
+    "SpatialMemory",
     "SurpriseBonus",
     "TerminateOnViolation",
     "VecActionShield",
@@ -94,6 +96,7 @@ __all__ = [
     "VecRandomSetpoint",
     "VecReachAvoidPlanner",
     "VecSMiRLBonus",
+    "VecSpatialMemory",
     "VecSurpriseBonus",
     "VectorActionShield",
     "VectorBeliefState",
@@ -106,6 +109,7 @@ __all__ = [
     "VectorRandomSetpoint",
     "VectorReachAvoidPlanner",
     "VectorSMiRLBonus",
+    "VectorSpatialMemory",
     "VectorSurpriseBonus",
 ]
 
