@@ -210,6 +210,7 @@ def test_compiled_constants_are_the_current_ones() -> None:
         *(len(dynamics.ACTIONS), layout.AROUND, dynamics.RESERVES),
         *(dynamics.SEES_FOOD, dynamics.SEES_ITEM, dynamics.SEES_HAZARD, dynamics.SEES_HEAT, w.FIXED_INTS),
         *(w.CELL, w.STEP, w.NEXT_SLIP, w.NEXT_EVENT, w.LAYOUT_SEED, w.CHANCE, w.LAYOUTS, w.TERMINATED, w.TRUNCATED),
+        w.REACHED,
         *(w.EMPTY, w.HAZARD, w.FIRST_SLOT),
         *(w.INTERNAL, w.TOTAL, w.REWARD, w.FINAL, w.LOW, w.HIGH, w.SETPOINT, w.SPREAD, w.SHOWN),
     ) == compiled.COMPILED_IN

@@ -101,7 +101,7 @@ OF_LAYOUT: Final = -1
 
 #: The imported constants, which are compiled in. Compiled code is kept on the disk until this file changes, so a
 #: change of theirs has to show here.
-COMPILED_IN = (5, 8, 0.7, 0, 1, 2, 3, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 0, 3, 4, 5, 8, 11, 14, 17, 20)
+COMPILED_IN = (5, 8, 0.7, 0, 1, 2, 3, 10, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 0, 3, 4, 5, 8, 11, 14, 17, 20)
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -66,8 +66,8 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
       next to it and fades with distance, 0 while there is none. With ``flat``: the same in one Box, in this order.
     - **Reward**: 1 for each item (``task="items"``) or new tile (``task="explore"``).
     - **End**: ``terminated`` at the first violated constraint, else ``truncated`` after ``horizon`` steps.
-    - **Info**: ``internal``, the true variables in float64; ``position``, row and column of the agent's tile; at a reset
-      ``layout_seed``; at a step ``cost``, 1 if it violates a constraint.
+    - **Info**: ``internal``, the true variables in float64; ``position``, row and column of the agent's tile; at a
+      reset ``layout_seed``; at a step ``cost``, 1 if it violates a constraint.
 
     :param render_mode: None, "rgb_array" or "human"
     :param flat: one flat Box as observation instead of a Dict

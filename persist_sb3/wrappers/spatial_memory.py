@@ -77,14 +77,17 @@ class SpatialMemoryLayer(Layer):
             {**parts, self._window: spaces.Box(low, high, self._outer, dtype=np.float32)}
         )
         known: Sequence[Symmetry] | None = declared(lookup, "symmetries", None)
-        first = sum(spaces.flatdim(part) for part in itertools.takewhile(lambda part: part is not space, parts.values()))
+        first = sum(
+            spaces.flatdim(part) for part in itertools.takewhile(lambda part: part is not space, parts.values())
+        )
         size = spaces.flatdim(observation_space)
         self.symmetries = known and [_widened(s, size, first, self._inner, self._wide) for s in known]
 
         self._seen = slice(self._radius - height // 2, self._radius + height // 2 + 1)
-        # The channels last, so that what moves together lies together.
-        self._map = np.zeros((num_envs, side, side, channels + 1), dtype=np.float32)
-        self._tiles = np.arange(side)
+        # Tiles by number and the channels last, so that what moves together lies together; and a tile of nothing, which
+        # is where everything beyond the map comes from.
+        self._map = np.zeros((num_envs, side**2 + 1, channels + 1), dtype=np.float32)
+        self._sources = _sources(side)
         self._at = np.zeros((num_envs, 2), dtype=np.intp)
         self._moved = np.zeros((num_envs, 2), dtype=np.intp)
 
@@ -95,33 +98,33 @@ class SpatialMemoryLayer(Layer):
 
     def after(self, step: Step) -> NDArray[np.float64]:
         at = step.infos.column(self._position, self.everyone).astype(np.intp)
-        self._moved = at - self._at
-        self._at = at
+        self._moved, self._at = at - self._at, at
         return step.reward
 
     def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
-        known = self._carried(slots)
-        window = observation[self._window].reshape(-1, *self._inner)
-        known[..., -1] *= self._fade
-        known[:, self._seen, self._seen, :-1] = window.transpose(0, 2, 3, 1)
-        known[:, self._seen, self._seen, -1] = 1.0
-        self._map[slots] = known
+        _, side, _ = self._wide
+        down, right = (self._moved[slots].clip(-side, side) + side).T
+        tiles = self._map[slots[:, None], self._sources[down, right]]
+        tiles[..., -1] *= self._fade
+        known = tiles.reshape(-1, side, side, tiles.shape[-1])
+        in_sight = known[:, self._seen, self._seen]
+        in_sight[..., :-1] = observation[self._window].reshape(-1, *self._inner).transpose(0, 2, 3, 1)
+        in_sight[..., -1] = 1.0
+        self._map[slots, :-1] = tiles
         return {**observation, self._window: known.transpose(0, 3, 1, 2).reshape(-1, *self._outer)}
 
-    def _carried(self, slots: NDArray[np.intp]) -> NDArray[np.float32]:
-        """
-        :param slots: environments, ``(k,)``
-        :return: a copy of their maps, about where their agents are now, ``(k, L, L, C + 1)``
-        """
-        moved = self._moved[slots]
-        if not moved.any():
-            return self._map[slots]
-        side = len(self._tiles)
-        rows, columns = (self._tiles + moved[:, axis, None] for axis in (0, 1))
-        inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None]
-        taken = self._map[slots[:, None, None], rows.clip(0, side - 1)[:, :, None], columns.clip(0, side - 1)[:, None]]
-        taken *= inside[..., None]
-        return taken
+
+def _sources(side: int) -> NDArray[np.intp]:
+    """
+    :param side: of the map, in tiles, ``L``
+    :return: where each tile of the map comes from when its agent moves down and to the right by ``-L ... L`` tiles
+        each: numbers of tiles, row by row, and ``L**2`` if it comes from beyond the map; ``(2 L + 1, 2 L + 1, L**2)``
+    """
+    came = np.arange(-side, side + 1)[:, None] + np.arange(side)
+    inside = (came >= 0) & (came < side)
+    number = came[:, None, :, None] * side + came[None, :, None, :]
+    within = inside[:, None, :, None] & inside[None, :, None, :]
+    return np.where(within, number, side**2).reshape(2 * side + 1, 2 * side + 1, -1)
 
 
 def _widened(
