@@ -37,10 +37,11 @@ def test_entries_lead_to_the_variables(flat: bool, paths: str) -> None:
 def test_infos_hold_the_variables_and_the_cost() -> None:
     env = GridLifeEnv()
     _, info = env.reset(seed=0)
-    assert set(info) == {"internal", "layout_seed"}
+    assert set(info) == {"internal", "position", "layout_seed"}
     kept = info["internal"].copy()
     _, _, _, _, info_2 = env.step(0)
-    assert set(info_2) == {"internal", "cost"}
+    assert set(info_2) == {"internal", "position", "cost"}
+    assert divmod(int(env.snapshot().cell), env.params.size) == tuple(info_2["position"])
     assert info_2["internal"].dtype == np.float64
     assert info_2["internal"].shape == (3,)
     np.testing.assert_array_equal(info["internal"], kept)
