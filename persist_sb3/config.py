@@ -59,16 +59,34 @@ def _plain(problem: Mapping[str, Any]) -> str:
     return f"{where}: {said}{value}" if where else f"{said}{value}"
 
 
+class MemorySection(_Section):
+    """
+    Parameters of :class:`~persist_sb3.wrappers.SpatialMemory`.
+
+    :param window: key of the observation that holds the window
+    :param radius: of the map. Default: one tile more than the window's
+    :param position: where the info has row and column of the agent's tile
+    :param fade: what a step leaves of a memory's freshness
+    """
+
+    window: str = "window"
+    radius: Annotated[int, Field(gt=0)] | None = None
+    position: str = "info.position"
+    fade: Annotated[float, Field(ge=0, le=1)] = 0.99
+
+
 class EnvSection(_Section):
     """
     :param name: a registered gymnasium id
     :param horizon: steps after which an episode is truncated. Default: the environment's own
     :param kwargs: further arguments of ``gymnasium.make``
+    :param memory: let the agent remember what the window of a grid world showed. Default: it sees the window alone
     """
 
     name: str = "GridLife-v0"
     horizon: Annotated[int, Field(gt=0)] | None = None
     kwargs: dict[str, Any] = {}
+    memory: MemorySection | None = None
 
 
 class InternalStateSection(_Section):
@@ -388,7 +406,8 @@ class PersistConfig(_Section):
             "death_penalty": rewards.death_penalty,
             "weight": rewards.lambda_homeo,
         }
-        layers = [("InternalState", internal)]
+        layers = [] if self.env.memory is None else [("SpatialMemory", self.env.memory.model_dump())]
+        layers.append(("InternalState", internal))
         if state.mu_ranges:
             ranges = {name: list(bounds) for name, bounds in state.mu_ranges.items()}
             layers.append(("RandomSetpoint", {"ranges": ranges}))

@@ -223,9 +223,10 @@ def _base_entry(persist: PersistConfig) -> dict[str, Any]:
         )
     shipped = hyperparams.load(persist.algo)
     if persist.env_id in shipped:
-        with gym.make(persist.env_id) as env, persist.make_env() as seen:
-            same = env.observation_space == seen.observation_space and env.action_space == seen.action_space
-        return shipped[persist.env_id] if same else hyperparams.without_symmetry(shipped[persist.env_id])
+        with persist.make_env() as env:
+            return hyperparams.fit_symmetry(
+                shipped[persist.env_id], persist.env_id, env.observation_space, env.action_space
+            )
     entry = shipped["default"]
     with gym.make(persist.env_id, **persist.env_kwargs) as env:
         findings = environment.check_spaces(env, persist.algo, append=persist.internal_state.append)

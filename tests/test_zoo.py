@@ -73,7 +73,7 @@ def test_stock_train_runs_the_layers(stock: Path) -> None:
     assert (run_folder / "rl_model_256_steps.zip").is_file()
     assert (run_folder / "evaluations.npz").is_file()
     layers = config_of(run_folder)["vec_env_wrapper"]
-    assert layers[0] == "persist_sb3.wrappers.VecInternalState"  # type: ignore[index]
+    assert layers[:2] == ["persist_sb3.wrappers.VecSpatialMemory", "persist_sb3.wrappers.VecInternalState"]  # type: ignore[index]
 
 
 def test_stock_enjoy_replays_it(stock: Path) -> None:

@@ -14,6 +14,8 @@ ENV_IDS: dict[str, dict[str, object]] = {
     "GridLifeScent-v0": {"scent": True},
     "GridLifeContinuousScent-v0": {"scent": True, "continuous": True},
     "GridLifeHidden-v0": {"hidden": ["energy"]},
+    "GridLifeMemory-v0": {},
+    "GridLifeScentMemory-v0": {"scent": True},
     "GridLifeExplore-v0": {"task": "explore", "items": 0},
     # Reserves keep warm, and no reserves are right for both summer and winter.
     "GridLifeSeason-v0": {
@@ -40,6 +42,8 @@ NAVIGATION_IDS: dict[str, dict[str, object]] = {"Navigation1-v0": {"layout": 1},
 #: Where the environments of an id come from that is more than GridLife's own keywords: one of them, and many.
 ENTRY_POINTS: dict[str, tuple[str, str]] = {
     "GridLifeDropout-v0": ("persist_sb3.dropout:make", "persist_sb3.dropout:make_vector"),
+    "GridLifeMemory-v0": ("persist_sb3.memory:make", "persist_sb3.memory:make_vector"),
+    "GridLifeScentMemory-v0": ("persist_sb3.memory:make", "persist_sb3.memory:make_vector"),
 }
 GRIDLIFE = "persist_sb3.envs.gridlife:GridLifeEnv", "persist_sb3.envs.vector:GridLifeVectorEnv"
 

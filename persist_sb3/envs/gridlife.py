@@ -243,7 +243,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._next_slip = self._next_event = self._wait(self._slip_wait)
         if self.render_mode == "human":
             self.render()
-        position = self._positions[self._cell]
+        position = self._positions[self._cell].copy()
         info = {"internal": self.get_internal(), "position": position, "layout_seed": self._layout_seed}
         return self._observe(), info
 
@@ -309,7 +309,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         internal[0] = energy
         internal[1] = temp
         internal[2] = integrity
-        info = {"internal": internal.copy(), "position": self._positions[cell], "cost": 1.0 if dead else 0.0}
+        info = {"internal": internal.copy(), "position": self._positions[cell].copy(), "cost": 1.0 if dead else 0.0}
         if self.render_mode == "human":
             self.render()
         return self._observe(), reward, dead, late, info

@@ -258,7 +258,7 @@ class GridLifeVecEnv(_Batch, VecEnv):
             core = self._core
             self.reset_infos[i] = {
                 "internal": core.internal[i].copy(),
-                "position": self._positions[core.cells[i]],
+                "position": self._positions[core.cells[i]].copy(),
                 "layout_seed": int(core.layout_seeds[i]),
             }
 

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import yaml
+from gymnasium import spaces
 
 from persist_sb3._doors import refuse_root_import
 
@@ -18,6 +20,8 @@ FOLDER = Path(__file__).parent
 #: What follows an environment's id where its entry has a shield, beside the one that has none. rl-zoo3 looks for the id
 #: alone; ``train.py --shield`` takes the other.
 SHIELDED = "+shield"
+
+_SYMMETRIES = re.compile(r",\s*symmetries='([^']*)'")
 
 
 def algorithms() -> list[str]:
@@ -36,16 +40,36 @@ def load(algo: str) -> dict[str, dict[str, Any]]:
     return yaml.safe_load((FOLDER / f"{algo}.yml").read_text(encoding="utf-8"))
 
 
-def without_symmetry(entry: dict[str, Any]) -> dict[str, Any]:
+def fit_symmetry(
+    entry: dict[str, Any], env_id: str, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> dict[str, Any]:
     """
     :param entry: hyperparameters of an environment
-    :return: the same with SB3's own networks, if its policy is equivariant: for observations or actions that are not
-        those of the environment as it is registered
+    :param env_id: that environment
+    :param observation_space: what the policy is going to see
+    :param action_space: of its actions
+    :return: the same; if its policy is equivariant, with the symmetries of the environment or of the id that it names,
+        whichever has these spaces, and with SB3's own networks if neither has
     """
     policy, kwargs = entry.get("policy", ""), entry.get("policy_kwargs")
     if not policy.startswith("persist_sb3.equivariant."):
         return entry
-    plain = re.sub(r",\s*symmetries='[^']*'", "", kwargs) if isinstance(kwargs, str) else {**(kwargs or {})}
-    if isinstance(plain, dict):
-        plain.pop("symmetries", None)
-    return {**entry, "policy": "MultiInputPolicy" if "MultiInput" in policy else "MlpPolicy", "policy_kwargs": plain}
+    named = kwargs["symmetries"] if isinstance(kwargs, dict) else _SYMMETRIES.findall(kwargs)[0]
+    for known in (named, env_id):
+        with gym.make(known) as env:
+            if env.observation_space == observation_space and env.action_space == action_space:
+                return {**entry, "policy_kwargs": _with_symmetries(kwargs, known)}
+    plain = "MultiInputPolicy" if "MultiInput" in policy else "MlpPolicy"
+    return {**entry, "policy": plain, "policy_kwargs": _with_symmetries(kwargs, None)}
+
+
+def _with_symmetries(kwargs: str | dict[str, Any], env_id: str | None) -> str | dict[str, Any]:
+    """
+    :param kwargs: of an equivariant policy, or what rl-zoo3 makes them of
+    :param env_id: whose symmetries it is to have; None for none
+    :return: the same with those
+    """
+    if isinstance(kwargs, str):
+        return _SYMMETRIES.sub("" if env_id is None else f", symmetries='{env_id}'", kwargs)
+    others = {key: value for key, value in kwargs.items() if key != "symmetries"}
+    return others if env_id is None else {**others, "symmetries": env_id}

@@ -32,7 +32,7 @@ class SpatialMemoryLayer(Layer):
 
     :param window: key of the Dict observation that holds the window: a Box ``(C, S, S)`` or ``(S, S)`` with the agent
         in the middle, or a flattened one, of which the environment has the ``window_shape``; ``S`` is odd
-    :param radius: of the map, in tiles: it is ``2 * radius + 1`` tiles wide
+    :param radius: of the map, in tiles: it is ``2 * radius + 1`` tiles wide. Default: one more than the window's
     :param position: where the info has row and column of the agent's tile, which grow downwards and to the right in
         the window
     :param fade: in ``[0, 1]``
@@ -40,7 +40,7 @@ class SpatialMemoryLayer(Layer):
     """
 
     def __init__(
-        self, window: str = "window", radius: int = 4, position: str = "info.position", fade: float = 0.99
+        self, window: str = "window", radius: int | None = None, position: str = "info.position", fade: float = 0.99
     ) -> None:
         if not 0.0 <= fade <= 1.0:
             raise ValueError(f"fade={fade!r} must be in [0, 1]: it is what a step leaves of the freshness")
@@ -67,9 +67,11 @@ class SpatialMemoryLayer(Layer):
                 f"window={self._window!r} has shape {space.shape}: it must be (S, S) or (C, S, S) with an odd S, or be "
                 "flattened in an environment that has the attribute window_shape"
             )
-        if self._radius <= height // 2:
-            raise ValueError(f"radius={self._radius}: the window has {height // 2} already, and the map must be larger")
-        side = 2 * self._radius + 1
+        sight = height // 2
+        radius = sight + 1 if self._radius is None else self._radius
+        if radius <= sight:
+            raise ValueError(f"radius={radius}: the window has {sight} already, and the map must be larger")
+        side = 2 * radius + 1
         self._inner, self._wide = (channels, height, height), (channels + 1, side, side)
         low, high = min(0.0, float(space.low.min())), max(1.0, float(space.high.max()))
         self._outer = self._wide if len(space.shape) > 1 else (math.prod(self._wide),)
@@ -83,7 +85,7 @@ class SpatialMemoryLayer(Layer):
         size = spaces.flatdim(observation_space)
         self.symmetries = known and [_widened(s, size, first, self._inner, self._wide) for s in known]
 
-        self._seen = slice(self._radius - height // 2, self._radius + height // 2 + 1)
+        self._seen = slice(radius - sight, radius + sight + 1)
         # Tiles by number and the channels last, so that what moves together lies together; and a tile of nothing, which
         # is where everything beyond the map comes from.
         self._map = np.zeros((num_envs, side**2 + 1, channels + 1), dtype=np.float32)
