@@ -51,7 +51,7 @@ def fit_symmetry(
     :return: the same; if its policy is equivariant, with the symmetries of the environment or of the id that it names,
         whichever has these spaces, and with SB3's own networks if neither has
     """
-    policy, kwargs = entry.get("policy", ""), entry.get("policy_kwargs")
+    policy, kwargs = entry.get("policy", ""), entry.get("policy_kwargs", {})
     if not policy.startswith("persist_sb3.equivariant."):
         return entry
     named = kwargs["symmetries"] if isinstance(kwargs, dict) else _SYMMETRIES.findall(kwargs)[0]

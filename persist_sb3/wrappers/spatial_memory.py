@@ -185,7 +185,7 @@ class _Declarations(LayerOwner):
     layer: SpatialMemoryLayer
 
     @property
-    def symmetries(self) -> list[Symmetry] | None:
+    def symmetries(self) -> Sequence[Symmetry] | None:
         """What leaves the environment as it is; None if nobody says."""
         return self.layer.symmetries
 
