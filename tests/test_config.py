@@ -12,6 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from persist_sb3.config import PersistConfig
+from persist_sb3.train import _base_entry
 from persist_sb3.wrappers import ActionShield, HomeostatReward, InternalState, VecActionShield, VecHomeostatReward
 
 REFERENCE = """
@@ -195,6 +196,27 @@ def test_the_python_door_trains_with_a_shield(algorithm: Any) -> None:
     model = algorithm("MlpPolicy", config.wrap(gym.make("CartPole-v1")), n_steps=1200, batch_size=400, n_epochs=1)
     model.learn(1200, callback=config.callbacks())
     assert int(model.persist.parts["viability"].updates) >= 10
+
+
+def test_memory_is_the_innermost_layer_and_keeps_the_symmetries() -> None:
+    config = PersistConfig(env={"memory": {"radius": 4, "fade": 0.9}})
+    name, parameters = config.layers()[0]
+    assert name == "SpatialMemory"
+    assert parameters == {"window": "window", "radius": 4, "position": "info.position", "fade": 0.9}
+    env = config.make_env()
+    assert env.observation_space["window"].shape == (6 * 9 * 9,)  # type: ignore[index]
+    assert len(env.get_wrapper_attr("symmetries")) == 7
+    with pytest.raises(ValueError, match=r"env.memory.fade"):
+        PersistConfig(env={"memory": {"fade": 2.0}})
+
+
+@pytest.mark.parametrize(
+    ("memory", "policy"),
+    [({}, "symmetries='GridLifeMemory-v0'"), (None, "symmetries='GridLife-v0'"), ({"radius": 5}, "MultiInputPolicy")],
+)
+def test_the_policy_knows_the_symmetries_of_what_it_sees(memory: Any, policy: str) -> None:
+    entry = _base_entry(PersistConfig(env={"memory": memory}))
+    assert policy in (entry["policy"], entry["policy_kwargs"][-len(policy) - 1 : -1])
 
 
 def test_no_homeostat_without_weight() -> None:
