@@ -219,7 +219,6 @@ class ActionShieldLayer(Layer):
         self._state: Floats | None = None
         self._decision: Decision | None = None
         self._nobody = self._intervened = self._failed = np.zeros(num_envs, dtype=bool)
-        self._time = np.zeros(num_envs, dtype=np.intp)
 
     def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
         self._streams.seed(slots, seeds)
@@ -435,7 +434,7 @@ class ActionShieldLayer(Layer):
         :return: the fallback there, ``(k, ...)``
         :raises ShieldError: if there is none
         """
-        where = ", ".join(f"environment {slot} at step {self._time[slot]}" for slot in np.flatnonzero(failed))
+        where = ", ".join(f"environment {slot} at step {self.age(slot)}" for slot in np.flatnonzero(failed))
         problem = f"ActionShield: a model answered with something that is not a finite number, in {where}"
         if self.fallback is None:
             raise ShieldError(f"{problem}. ActionShield(fallback=...) names an action to be executed instead")
@@ -452,12 +451,12 @@ class ActionShieldLayer(Layer):
         return self._state
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
+        super().begin(slots, observation, infos)
         if len(slots) < self.num_envs:
             observation = with_rows(self._observation, slots, take(observation, slots))
         self._observation = observation
         self._x = with_rows(self._x, slots, infos.column(("internal",), slots))
         self._state = None
-        self._time[slots] = 0
 
     def act(self, action: Batch) -> Batch:
         self._decision, self._failed, self._intervened = None, self._nobody, self._nobody
@@ -499,11 +498,10 @@ class ActionShieldLayer(Layer):
         return action
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        infos = step.infos
+        reward, infos = super().after(step), step.infos
         self._observation = step.next_observation
         self._x = infos.column(("internal",), self.everyone)
         self._state = None
-        self._time += 1
         intervened = self._intervened & step.live
         infos.publish("intervened", self.everyone, intervened)
         changed = np.flatnonzero(intervened)
@@ -514,10 +512,10 @@ class ActionShieldLayer(Layer):
             if len(told):
                 self._explain(self._decision, told, infos)
         if not self.intervention_penalty:
-            return step.reward
+            return reward
         penalty = self.intervention_penalty * intervened
         infos.publish("reward_terms", self.everyone, -penalty, "intervention")
-        return step.reward - penalty
+        return reward - penalty
 
     def _explain(self, decision: Decision, slots: NDArray[np.intp], infos: Infos) -> None:
         proposed, executed = decision.proposed.take(slots), decision.executed.take(slots)

@@ -104,8 +104,6 @@ class InternalStateLayer(Layer):
                 self.symmetries = self._showing(self.symmetries)
         self.x = np.zeros((num_envs, len(self.internal_names)))
         self._nothing = np.zeros(num_envs)
-        # Steps taken, and how many they were when each episode began.
-        self._clock, self._began = 0, np.zeros(num_envs, dtype=np.int64)
 
     def _viability(self, lookup: Lookup) -> ViabilitySet:
         if self._constraints is None:
@@ -179,7 +177,7 @@ class InternalStateLayer(Layer):
         return [symmetry.showing(size, len(self.internal_names), at) for symmetry in symmetries]
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
-        self._began[slots] = self._clock
+        super().begin(slots, observation, infos)
         # A new array: the rows of the old one were published.
         self.x = with_rows(self.x, slots, self._source.begin(slots, observation, infos))
         if self.check_finite:
@@ -187,7 +185,7 @@ class InternalStateLayer(Layer):
         infos.publish("internal", slots, self.x[slots])
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        self._clock += 1
+        reward = super().after(step)
         self._follow_tightness()
         infos, everyone = step.infos, self.everyone
         self.x = x = self._source.step(step.next_observation, step.action, step.reward, infos, step.live)
@@ -200,8 +198,8 @@ class InternalStateLayer(Layer):
         infos.publish("persist", everyone, margin, "margin")
         if self.curriculum is not None:
             infos.publish("persist", everyone, np.full(self.num_envs, int(self.curriculum.stage)), "stage")
-        infos.publish("reward_terms", everyone, step.reward, "task")
-        return step.reward
+        infos.publish("reward_terms", everyone, reward, "task")
+        return reward
 
     def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
         if not self.append:
@@ -233,7 +231,7 @@ class InternalStateLayer(Layer):
 
     def _refuse(self, slot: int, what: str, value: float) -> None:
         raise NonFiniteError(
-            f"environment {slot} returned {what} = {value} at step {self._clock - self._began[slot]} of its episode. "
+            f"environment {slot} returned {what} = {value} at step {self.age(slot)} of its episode. "
             "Find out why in the environment (a division by zero, a diverged simulation), or pass check_finite=False "
             "if your algorithm can learn from it"
         )
