@@ -28,7 +28,7 @@ class ExtendedObservation:
     ) -> None:
         self._inner = inner
         self._key = key
-        where, first = f"obs.{key}", 0
+        count, where, first = len(low), f"obs.{key}", 0
         if isinstance(inner, spaces.Dict):
             if key in inner.spaces:
                 raise RuntimeError(f"the observation has a key {key!r} already: use one {layer} only")
@@ -39,12 +39,12 @@ class ExtendedObservation:
             if not isinstance(flat, spaces.Box):
                 raise TypeError(f"{layer} cannot flatten {inner}: wrap the environment so that it has a fixed size")
             where, first = "obs", spaces.flatdim(inner)
-            bounds = (np.append(*pair).astype(np.float32) for pair in ((flat.low, low), (flat.high, high)))
-            space = spaces.Box(*bounds, dtype=np.float32)
+            low, high = (np.append(*pair).astype(np.float32) for pair in ((flat.low, low), (flat.high, high)))
+            space = spaces.Box(low, high, dtype=np.float32)
         #: Of what is shown, for one environment.
         self.space = space
         #: Where that shows each number, such as ``"obs[9]"``.
-        self.entries = [f"{where}[{first + i}]" for i in range(len(low))]
+        self.entries = [f"{where}[{first + i}]" for i in range(count)]
 
     def show(self, observation: Batch, numbers: NDArray[np.floating]) -> Batch:
         """

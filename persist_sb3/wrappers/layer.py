@@ -185,7 +185,7 @@ class Layer:
         self._clock += 1
         return step.reward
 
-    def age(self, slot: int) -> int:
+    def age(self, slot: int | np.integer) -> int:
         """
         For error messages; a layer whose :meth:`begin` and :meth:`after` do not call these here has none.
 
