@@ -1,18 +1,24 @@
 """What the benchmarks of trained agents share: train through ``train.py``, evaluate on unseen layouts, average."""
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from rich.progress import track
 from rliable import library, metrics
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from benchmarks.kept import kept
+from benchmarks.kept import folder_name, kept
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord, survival_curve
 from persist_sb3.runs import Run
@@ -24,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PLAIN = ["policy:'MultiInputPolicy'", "policy_kwargs:dict(net_arch=[256, 256], activation_fn=nn.ReLU)"]
 
 Records = list[EpisodeRecord]
+#: A mean over seeds, and the limits of its interval.
+Estimate = tuple[float, float, float]
 #: What is reported of an agent: from its test and its training episodes, and how it is written.
 FIGURES: dict[str, tuple[Callable[[Records, Records], float], str]] = {
     "survival share": (lambda test, _: float(np.mean([e.survived for e in test])), ".3f"),
@@ -35,18 +43,82 @@ FIGURES: dict[str, tuple[Callable[[Records, Records], float], str]] = {
     ),
     "violations while training": (lambda _, training: float(sum(e.violations for e in training)), ".0f"),
 }
+STYLES = {name: style for name, (_, style) in FIGURES.items()}
 
 
-def train(env_id: str, algo: str, options: Sequence[str], seed: int, timesteps: int, logs: Path) -> Path:
+class Condition(NamedTuple):
+    """
+    How agents are trained.
+
+    :param options: further options of ``train.py``
+    :param algo: rl-zoo3's name of the algorithm
+    """
+
+    options: list[str]
+    algo: str = "ppo"
+
+
+def parse(
+    description: str | None, name: str, conditions: Iterable[str], *, seeds: int, timesteps: int, episodes: int
+) -> argparse.Namespace:
+    """
+    :param description: of the command
+    :param name: of the benchmark
+    :param conditions: that there are
+    :param seeds: agents a condition, by default
+    :param timesteps: environment steps an agent, by default
+    :param episodes: test episodes an agent, by default
+    :return: what is asked for
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=seeds, help="agents a condition")
+    parser.add_argument("--timesteps", type=int, default=timesteps, help="environment steps an agent")
+    parser.add_argument("--episodes", type=int, default=episodes, help="test episodes an agent")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, one core each")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", metavar="NAME", choices=list(conditions), help="conditions. Default: all"
+    )
+    folder = Path("logs/benchmarks") / name
+    parser.add_argument("--folder", type=Path, default=folder, help="where the runs are kept")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    own = parser.parse_args()
+    own.only = own.only or list(conditions)
+    return own
+
+
+def trained(env_id: str, conditions: Mapping[str, Condition], own: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """
+    Train what is not there yet. The caller evaluates meanwhile, one run after the other, since all evaluations draw
+    from PyTorch's one generator.
+
+    :param env_id: environment
+    :param conditions: by name
+    :param own: what :func:`parse` returned
+    :return: condition and folder of each run, seed by seed
+    """
+    work = [(name, seed) for seed in range(own.seeds) for name in own.only]
+
+    def run(item: tuple[str, int]) -> Path:
+        name, seed = item
+        logs = own.folder / str(own.timesteps) / folder_name(name) / f"seed-{seed}"
+        return train(env_id, conditions[name], seed, own.timesteps, logs)
+
+    with ThreadPoolExecutor(own.jobs) as pool:
+        paths = pool.map(run, work)
+        for (name, _), path in track(zip(work, paths, strict=True), "training and testing", total=len(work)):
+            yield name, path
+
+
+def train(env_id: str, condition: Condition, seed: int, timesteps: int, logs: Path) -> Path:
     """
     :param env_id: environment
-    :param algo: rl-zoo3's name of the algorithm
-    :param options: further options of ``train.py``
+    :param condition: how
     :param seed: of the run
     :param timesteps: of the run
     :param logs: where the run is kept; if it is there already, it is not trained again
     :return: the run's folder
     """
+    options, algo = condition
     run = logs / algo / f"{env_id}_1"
     if not (run / f"{env_id}.zip").is_file():
         # What an interrupted training left would make rl-zoo3 choose another folder.
@@ -89,7 +161,16 @@ def _layer(venv: VecEnv) -> ActionShieldLayer:
     raise RuntimeError("this run has no shield that could be taken away")
 
 
-def intervals(scores: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, float, float]]:
+def figures(test: Records, training: Records) -> dict[str, float]:
+    """
+    :param test: an agent's test episodes
+    :param training: its training episodes
+    :return: the :data:`FIGURES`
+    """
+    return {name: figure(test, training) for name, (figure, _) in FIGURES.items()}
+
+
+def intervals(scores: dict[str, NDArray[np.float64]]) -> dict[str, Estimate]:
     """
     :param scores: one score a seed, by condition
     :return: mean over seeds, and the limits of its 95 % bootstrap interval (Agarwal et al., NeurIPS 2021)
@@ -102,3 +183,24 @@ def intervals(scores: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, 
         random_state=np.random.RandomState(0),
     )
     return {name: (float(means[name][0]), float(limits[name][0, 0]), float(limits[name][1, 0])) for name in scores}
+
+
+def flat_ppo(env: VecEnv, seed: int, net_arch: Sequence[int] = (256, 256)) -> PPO:
+    """
+    :param env: GridLife with flat observations, in its layers
+    :param seed: of the agent
+    :param net_arch: sizes of the hidden layers
+    :return: PPO with the hyperparameters that are shipped for GridLife, but a constant learning rate
+    """
+    return PPO(
+        "MlpPolicy",
+        env,
+        learning_rate=7e-4,
+        n_steps=256,
+        batch_size=256,
+        gamma=0.98,
+        gae_lambda=0.9,
+        policy_kwargs={"net_arch": list(net_arch), "activation_fn": torch.nn.ReLU},
+        seed=seed,
+        device="cpu",
+    )

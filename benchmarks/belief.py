@@ -45,7 +45,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from benchmarks.agents import intervals
-from benchmarks.kept import kept
+from benchmarks.kept import folder_name, kept, save, saved
+from benchmarks.tables import written
 from persist_sb3.callbacks import BeliefCallback, InternalModelCallback, ViabilityCallback, WorldModelCallback
 from persist_sb3.envs.dynamics import GridLifeParams
 from persist_sb3.envs.vector import GridLifeVecEnv
@@ -114,7 +115,7 @@ def train(condition: str, seed: int, timesteps: int, folder: Path, models: bool 
     :param models: whether those that a shield takes are trained, too
     :return: the agent's file; what training cost lies beside it
     """
-    path = folder / str(timesteps) / f"{condition.replace(', ', '-').replace(' ', '-')}-{seed}.zip"
+    path = folder / str(timesteps) / f"{folder_name(condition)}-{seed}.zip"
     if path.is_file():
         return path
     kind, seen, belief = CONDITIONS[condition]
@@ -350,10 +351,9 @@ def report_shield(arguments: argparse.Namespace, file: Path) -> None:
         (share, low, high), (life, least, most) = (estimates[figure][name] for figure in estimates)
         table.add_row(name, f"{share:.3f} [{low:.3f}, {high:.3f}]", f"{life:.0f} [{least:.0f}, {most:.0f}]")
     Console(width=110).print(table)
-    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    results = saved(file)
     results["shield"] = {"timesteps": arguments.timesteps, "episodes": arguments.episodes, **found}
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n")
+    save(results, file)
 
 
 def main() -> None:
@@ -391,7 +391,7 @@ def main() -> None:
             estimates.setdefault(CONDITIONS[name][1], []).append(estimate(name, path, 1000))
 
     console = Console(width=110)
-    results: dict[str, Any] = json.loads(file.read_text()) if arguments.only and file.is_file() else {}
+    results = saved(file) if arguments.only else {}
     results |= {"timesteps": arguments.timesteps, "episodes": arguments.episodes}
     for seen, by_seed in estimates.items():
         table = Table(title=f"estimates of energy, {seen}; mean over {arguments.seeds} seeds [least, greatest]")
@@ -415,13 +415,7 @@ def main() -> None:
         intervals({name: np.array(values) for name, values in scores.items()}) for scores in (survival, lifetime)
     )
     for name in names:
-        (share, low, high), (life, least, most) = shares[name], lives[name]
-        table.add_row(
-            name,
-            f"{share:.3f} [{low:.3f}, {high:.3f}]",
-            f"{life:.0f} [{least:.0f}, {most:.0f}]",
-            f"{np.mean(seconds[name]):.0f}",
-        )
+        table.add_row(name, written(shares[name], ".3f"), written(lives[name], ".0f"), f"{np.mean(seconds[name]):.0f}")
         results[name] = {"survival": survival[name], "steps survived": lifetime[name], "cpu_seconds": seconds[name]}
         results[name] |= {"survival interval": shares[name], "steps interval": lives[name]}
     console.print(table)
@@ -432,8 +426,7 @@ def main() -> None:
         spent = results[f"cost, {num_envs} envs"] = cost(num_envs)
         table.add_row(str(num_envs), *(f"{value:.0f}" for value in spent.values()))
     console.print(table)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n")
+    save(results, file)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ those of one depend on each other), so what is realised is a mean over episodes;
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,11 +31,12 @@ from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
+from benchmarks.agents import flat_ppo
+from benchmarks.kept import models_of, save
 from persist_sb3 import plots
 from persist_sb3.buffers import Transitions
 from persist_sb3.callbacks import CalibrationCallback, ViabilityCallback
 from persist_sb3.envs.vector import GridLifeVecEnv
-from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield import EnumeratedShield
@@ -117,18 +117,7 @@ def train(conf: float, seed: int, timesteps: int, folder: Path) -> tuple[PPO, St
         return PPO.load(agent, device="cpu"), Stream(**np.load(kept))
     venv = VecInternalState(GridLifeVecEnv(ENVS, flat=True, scent=True))
     layers = VecHomeostatReward(venv, w=[1.0, 0.5, 1.5], weight=0.5, alive_bonus="auto", death_penalty=20.0)
-    model = PPO(
-        "MlpPolicy",
-        VecMonitor(VecActionShield(layers, threshold="calibrated", conf=conf)),
-        learning_rate=7e-4,
-        n_steps=256,
-        batch_size=256,
-        gamma=0.98,
-        gae_lambda=0.9,
-        policy_kwargs={"net_arch": [256, 256], "activation_fn": torch.nn.ReLU},
-        seed=seed,
-        device="cpu",
-    )
+    model = flat_ppo(VecMonitor(VecActionShield(layers, threshold="calibrated", conf=conf)), seed)
     recorder = Recorder(horizon=HORIZON, near=NEAR)
     model.learn(timesteps, callback=[ViabilityCallback(train_freq=1, augment=True), recorder])
     stream = recorder.stream()
@@ -168,18 +157,6 @@ def play(model: PPO, spec: StateSpec, critic: ViabilityCritic, calibration: Cali
         left -= dones & (left > 0)
         x = venv.get_internal()
     return Stream(*map(np.array, zip(*rows, strict=True)))
-
-
-def part(model: PPO, spec: StateSpec, name: str, kind: type[Model]) -> Any:
-    """
-    :param model: trained, or loaded
-    :param spec: its state and actions
-    :param name: of a part
-    :param kind: its class
-    :return: the part
-    """
-    state: Any = model.persist  # type: ignore[attr-defined]
-    return state.bundle().get(name) or rebuild(state.pending[name], spec, kind)
 
 
 def figures(episodes: list[Passed]) -> dict[str, Any]:
@@ -249,9 +226,9 @@ def main() -> None:
         bar = progress.add_task("training and playing", total=own.seeds * len(CONFIDENCES))
         for conf, seed in product(CONFIDENCES, range(own.seeds)):
             model, stream = train(conf, seed, own.timesteps, own.folder)
-            critic: ViabilityCritic = part(model, spec, "viability", ViabilityCritic)
-            calibration: Calibration = part(model, spec, "calibration", Calibration)
-            after = play(model, spec, critic, calibration, own.episodes)
+            models = models_of(model, spec, {"viability": ViabilityCritic, "calibration": Calibration})
+            calibration: Calibration = models["calibration"]
+            after = play(model, spec, models["viability"], calibration, own.episodes)
             ends = {"threshold": calibration.threshold, "certified": calibration.certified}
             for phase, episodes in zip(phases, (stream.episodes()[FIRST:], after.episodes()), strict=True):
                 results[phase][str(conf)].append({**figures(episodes), **ends})
@@ -267,9 +244,8 @@ def main() -> None:
                 cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
             table.add_row(phase, asked, *cells, f"{np.mean([seed['episodes'] for seed in seeds]):.0f}")
     Console(width=170).print(table)
-    own.output.mkdir(parents=True, exist_ok=True)
     parameters = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
-    (own.output / "calibration.json").write_text(json.dumps({"parameters": parameters, **results}, indent=2) + "\n")
+    save({"parameters": parameters, **results}, own.output / "calibration.json")
     draw(results, own.output / "calibration.png")
 
 

@@ -14,7 +14,6 @@ Agents that are there already are not trained again, so the benchmark can be int
 import argparse
 import contextlib
 import io
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.kept import save, saved
 from persist_sb3 import hyperparams, plots
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord, read_episodes
@@ -218,7 +218,7 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
     env_ids = own.only or list(tasks)
     work = [(e, condition, seed) for e in env_ids for seed in range(own.seeds) for condition in own.conditions]
     file = own.output / f"{output}.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    results = saved(file)
     found: dict[str, dict[str, dict[str, list[float]]]] = {e: {c: {} for c in own.conditions} for e in env_ids}
     with Progress() as progress:
         bar = progress.add_task("training and evaluating", total=len(work))
@@ -244,8 +244,7 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
             everything = {**before["conditions"], **conditions}
             conditions = {name: everything[name] for name in CONDITIONS if name in everything}
         results[env_id] = {"algo": task.algo, "timesteps": steps, "episodes": own.episodes, "conditions": conditions}
-    own.output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n")
+    save(results, file)
     draw({env_id: results[env_id] for env_id in tasks if env_id in results}, own.output / f"{output}.png")
     for env_id in env_ids:
         draw({env_id: results[env_id]}, own.output / f"{output}-{env_id}.png")

@@ -11,20 +11,19 @@ trained again, so the benchmark can be interrupted.
 """
 
 import argparse
-import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-from stable_baselines3 import PPO
+from rich.progress import track
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from benchmarks.agents import Records, intervals
+from benchmarks.agents import Records, flat_ppo
+from benchmarks.kept import save, saved
+from benchmarks.tables import tabulate
 from persist_sb3.callbacks import CurriculumCallback, MetricsCallback, ViabilityCallback
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.evaluation import evaluate
@@ -92,18 +91,7 @@ def run(condition: str, shield: bool, seed: int, timesteps: int, episodes: int) 
     :return: figures, by name
     """
     env = VecNormalize(make_env("train", 8, shield), norm_reward=True, gamma=0.98)
-    model = PPO(
-        "MlpPolicy",
-        env,
-        learning_rate=7e-4,
-        n_steps=256,
-        batch_size=256,
-        gamma=0.98,
-        gae_lambda=0.9,
-        policy_kwargs={"net_arch": [128, 128], "activation_fn": torch.nn.ReLU},
-        seed=seed,
-        device="cpu",
-    )
+    model = flat_ppo(env, seed, net_arch=(128, 128))
     record = Episodes()
     callbacks: list[BaseCallback] = [record]
     if shield:
@@ -143,30 +131,18 @@ def main() -> None:
     own = parser.parse_args()
 
     path = own.output / "curriculum.json"
-    size = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    results: dict[str, Any] = before if all(before.get(key) == value for key, value in size.items()) else dict(size)
-    work = [(shield, condition, seed) for shield in own.shield for condition in own.only for seed in range(own.seeds)]
-    own.output.mkdir(parents=True, exist_ok=True)
-    with Progress() as progress:
-        training = progress.add_task("training", total=len(work))
-        for shield, condition, seed in work:
-            done = results.setdefault(f"shield {shield}", {}).setdefault(condition, {})
-            if str(seed) not in done:
-                done[str(seed)] = run(condition, shield == "on", seed, own.timesteps, own.episodes)
-                path.write_text(json.dumps(results, indent=2) + "\n")
-            progress.advance(training)
+    results = saved(path, seeds=own.seeds, timesteps=own.timesteps, episodes=own.episodes)
+    work = list(product(own.shield, own.only, range(own.seeds)))
+    for shield, condition, seed in track(work, "training"):
+        done = results.setdefault(f"shield {shield}", {}).setdefault(condition, {})
+        if str(seed) not in done:
+            done[str(seed)] = run(condition, shield == "on", seed, own.timesteps, own.episodes)
+            save(results, path)
     for shield in own.shield:
         found = results[f"shield {shield}"]
-        table = Table(title=f"shield {shield}, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]")
-        table.add_column("")
-        for condition in own.only:
-            table.add_column(condition, justify="right")
-        for figure in found[own.only[0]]["0"]:
-            scores = {c: np.array([found[c][str(seed)][figure] for seed in range(own.seeds)]) for c in own.only}
-            style = ".3f" if "share" in figure else ".1f"
-            cells = (f"{m:{style}} [{low:{style}}, {high:{style}}]" for m, low, high in intervals(scores).values())
-            table.add_row(figure, *cells)
+        rows = {condition: [found[condition][str(seed)] for seed in range(own.seeds)] for condition in own.only}
+        title = f"shield {shield}, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]"
+        table, _ = tabulate(title, rows, {name: ".3f" if "share" in name else ".1f" for name in rows[own.only[0]][0]})
         Console(width=180).print(table)
 
 

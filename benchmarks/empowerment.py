@@ -13,9 +13,6 @@ agents that are not; and by the network that a layer asks.
 """
 
 import argparse
-import json
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.agents import intervals
-from benchmarks.kept import kept
+from benchmarks.exploration import Stopwatch
+from benchmarks.kept import kept, save, saved
+from benchmarks.tables import written
 from persist_sb3.callbacks import EmpowermentCallback, WorldModelCallback
 from persist_sb3.envs.dynamics import SETPOINT, GridLifeParams, tables
 from persist_sb3.envs.gridlife import GridLifeEnv
@@ -279,24 +278,6 @@ def learned_ranks(located: bool, seed: int, timesteps: int) -> dict[str, list[fl
     return results
 
 
-class Stopwatch:
-    """
-    Adds up the CPU time of a function.
-
-    :param function: what is timed
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.seconds = 0.0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        start = time.process_time()
-        result = self.function(*args, **kwargs)
-        self.seconds += time.process_time() - start
-        return result
-
-
 def cost(continuous: bool, estimator: str, timesteps: int) -> dict[str, float]:
     """
     :param continuous: GridLife with Box actions
@@ -341,7 +322,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     path = arguments.output / "empowerment.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rank": {}, "cost": {}}
+    results: dict[str, Any] = {"rank": {}, "cost": {}, **saved(path)}
 
     ranks: dict[str, list[list[float]]] = {}
     if arguments.only in (None, "true"):
@@ -359,10 +340,9 @@ def main() -> None:
             table.add_column(column, justify="right")
         bounds = intervals({name: np.mean(scores, axis=0) for name, scores in ranks.items()})
         for name, scores in ranks.items():
-            mean, low, high = bounds[name]
             least = float(np.min(scores))
-            results["rank"][name] = {"mean": [mean, low, high], "least": least, "by agent and layout": scores}
-            table.add_row(name, f"{mean:.3f} [{low:.3f}, {high:.3f}]", f"{least:.3f}", str(len(scores)))
+            results["rank"][name] = {"mean": bounds[name], "least": least, "by agent and layout": scores}
+            table.add_row(name, written(bounds[name], ".3f"), f"{least:.3f}", str(len(scores)))
         Console().print(table)
 
     if arguments.only in (None, "cost"):
@@ -380,8 +360,7 @@ def main() -> None:
             table.add_row(name, *(f"{figure:.1f}" for figure in figures))
         Console().print(table)
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    save(results, path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ that of PPO in the same run. The world model that surprise needs also serves the
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -41,7 +40,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import persist_sb3  # noqa: F401  registers GridLife
 from benchmarks.agents import intervals
-from benchmarks.kept import kept
+from benchmarks.kept import kept, save, saved
+from benchmarks.tables import written
 from persist_sb3.callbacks import PersistCallback, RNDCallback, WorldModelCallback
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.wrappers import VecInternalState, VecRNDBonus, VecSurpriseBonus
@@ -232,7 +232,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     path = arguments.output / "exploration.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results = saved(path)
 
     if arguments.only != "cost":
         work = [(name, seed) for seed in range(arguments.seeds) for name in CONDITIONS]
@@ -249,10 +249,10 @@ def main() -> None:
             )
             for column in ("", "1st", "2nd", "3rd", "4th", "last [95 % interval]"):
                 table.add_column(column, justify="right")
-            for name, (mean, low, high) in last.items():
+            for name, estimate in last.items():
                 fifths = by_fifth[name].mean(axis=0)[:4] if name in by_fifth else []
                 cells = [f"{value:.3f}" for value in fifths] or [""] * 4
-                table.add_row(name, *cells, f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+                table.add_row(name, *cells, written(estimate, ".3f"))
             Console().print(table)
         results |= {"timesteps": arguments.timesteps, "seeds": arguments.seeds, "weight": CONDITIONS["PPO + RND"]}
 
@@ -271,8 +271,7 @@ def main() -> None:
             table.add_row(str(batch_size), *cells, f"{rnd:.1f}", f"{rnd / ms['PPO']:.0%}")
         Console(width=130).print(table)
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    save(results, path)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What benchmarks keep while they run, so that one that is interrupted goes on where it was."""
+"""What benchmarks keep: results, and what was measured so far, so that one that is interrupted goes on where it was."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from stable_baselines3 import PPO
 
 from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.spec import StateSpec
+from persist_sb3.state import PersistState
 from persist_sb3.wrappers.action_shield import KINDS
 
 
@@ -20,11 +21,41 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
     :return: what it returned, now or before
     """
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_suffix(".partial")
-        written.write_text(json.dumps(measure()))
-        os.replace(written, path)
+        _write(path, json.dumps(measure()))
     return json.loads(path.read_text())
+
+
+def save(results: Any, path: Path) -> None:
+    """
+    :param results: of a benchmark
+    :param path: a JSON file
+    """
+    _write(path, json.dumps(results, indent=2) + "\n")
+
+
+def saved(path: Path, **size: Any) -> dict[str, Any]:
+    """
+    :param path: what :func:`save` was given
+    :param size: of the benchmark, such as ``seeds``
+    :return: the results that are there, if they are of this size; otherwise only the size
+    """
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return results if all(results.get(key) == value for key, value in size.items()) else size
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(".partial")
+    written.write_text(text)
+    os.replace(written, path)
+
+
+def folder_name(condition: str) -> str:
+    """
+    :param condition: its name in tables
+    :return: the same for files
+    """
+    return condition.replace("+ ", "").replace(", ", "-").replace(" ", "-")
 
 
 def kept_agent(path: Path, train: Callable[[], PPO]) -> PPO:
@@ -41,11 +72,13 @@ def kept_agent(path: Path, train: Callable[[], PPO]) -> PPO:
     return PPO.load(path, device="cpu")
 
 
-def models_of(agent: PPO, spec: StateSpec) -> dict[str, Model]:
+def models_of(agent: PPO, spec: StateSpec, kinds: Mapping[str, type[Model]] = KINDS) -> dict[str, Any]:
     """
-    :param agent: a loaded one
+    :param agent: trained, or loaded
     :param spec: its environment's state and actions
-    :return: the models that were trained beside it, by name
+    :param kinds: classes of the models, by name
+    :return: those that were trained beside it, by name
     """
-    pending = agent.persist.pending  # type: ignore[attr-defined]
-    return {name: rebuild(saved, spec, KINDS[name]) for name, saved in pending.items() if name in KINDS}
+    state: PersistState = agent.persist  # type: ignore[attr-defined]
+    rebuilt = {name: rebuild(state.pending[name], spec, kind) for name, kind in kinds.items() if name in state.pending}
+    return rebuilt | {name: part for name, part in state.bundle().items() if name in kinds}

@@ -17,8 +17,8 @@ Critics that were measured already are not trained again, so the benchmark can b
 """
 
 import argparse
-import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from benchmarks.agents import intervals
+from benchmarks.kept import folder_name, kept, save
+from benchmarks.tables import written
 from persist_sb3 import plots
 from persist_sb3.buffers import Demonstrations
 from persist_sb3.callbacks import ViabilityCallback
@@ -197,25 +199,17 @@ def truth(layout_seed: int, states: int, seed: int) -> Truth:
     return Truth(state, lower, lower == upper, keeps, decided, margin, margins)
 
 
-def measured(
-    name: str, seed: int, timesteps: int, worlds: list[Truth], demonstrations: Demonstrations, file: Path
-) -> dict[str, Any]:
+def test(name: str, seed: int, timesteps: int, worlds: list[Truth], demonstrations: Demonstrations) -> dict[str, Any]:
     """
     :param name: of the condition
     :param seed: of the critic
     :param timesteps: of experience
     :param worlds: what is true
     :param demonstrations: of the planner
-    :param file: where its figures are kept; if they are there already, it is not trained again
     :return: what is shown of it
     """
-    if not file.is_file():
-        critic = train(CONDITIONS[name], demonstrations, seed, timesteps)
-        figures = measure(worlds, [critic.values(world.state)[:, :, 0] for world in worlds])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(figures))
-    kept: dict[str, Any] = json.loads(file.read_text())
-    return kept
+    critic = train(CONDITIONS[name], demonstrations, seed, timesteps)
+    return measure(worlds, [critic.values(world.state)[:, :, 0] for world in worlds])
 
 
 def auroc(score: NDArray[Any], positive: NDArray[np.bool_]) -> float:
@@ -303,12 +297,12 @@ def main() -> None:
         )
         names = own.only or list(CONDITIONS)
         bar = progress.add_task("training", total=len(names) * own.seeds)
-        kept = own.folder / f"{own.timesteps}-{own.layouts}-{own.states}"
+        folder = own.folder / f"{own.timesteps}-{own.layouts}-{own.states}"
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for name in names:
             for seed in range(own.seeds):
-                file = kept / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}.json"
-                found[name].append(measured(name, seed, own.timesteps, worlds, demonstrations, file))
+                call = partial(test, name, seed, own.timesteps, worlds, demonstrations)
+                found[name].append(kept(folder / folder_name(name) / f"seed-{seed}.json", call))
                 progress.advance(bar)
     # What needs no learning: the margin at hand, and, by the true dynamics, after each action.
     at_hand = measure(worlds, [np.repeat(w.margin[:, None], len(ACTIONS), axis=1).astype(np.float32) for w in worlds])
@@ -321,10 +315,9 @@ def main() -> None:
         table.add_row(name, *(f"{figures[figure]:.3f}" for figure in FIGURES))
     estimates = {f: intervals({n: np.array([s[f] for s in seeds]) for n, seeds in found.items()}) for f in FIGURES}
     for name in names:
-        cells = (estimates[figure][name] for figure in FIGURES)
-        table.add_row(name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in cells))
+        table.add_row(name, *(written(estimates[figure][name], ".3f") for figure in FIGURES))
     Console(width=160).print(table)
-    written = {
+    results = {
         "parameters": parameters,
         "viable": float(np.mean([w.viable[w.certain].mean() for w in worlds])),
         "undecided": float(np.mean([~w.certain for w in worlds])),
@@ -333,8 +326,7 @@ def main() -> None:
         "margin after the action, true dynamics": one_step,
         "objectives": found,
     }
-    own.output.mkdir(parents=True, exist_ok=True)
-    (own.output / "kernel.json").write_text(json.dumps(written, indent=2) + "\n")
+    save(results, own.output / "kernel.json")
     draw(found, own.output / "kernel.png")
 
 

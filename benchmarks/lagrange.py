@@ -11,7 +11,6 @@ steps in the last fifth of the training, as the policy that learns draws its act
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from benchmarks.agents import intervals
+from benchmarks.kept import save, saved
+from benchmarks.tables import written
 from persist_sb3.callbacks import LagrangeCallback
 from persist_sb3.lagrange import Scales
 from persist_sb3.wrappers import VecCostPenalty, VecHomeostatReward, VecInternalState
@@ -106,11 +107,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     own = parser.parse_args()
 
-    own.output.mkdir(parents=True, exist_ok=True)
     path = own.output / "lagrange.json"
-    size = {"seeds": own.seeds, "timesteps": own.timesteps}
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    results: dict[str, Any] = before if all(before.get(key) == value for key, value in size.items()) else dict(size)
+    results = saved(path, seeds=own.seeds, timesteps=own.timesteps)
     table = Table(title=f"{own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]")
     for column in ("scaled", "target", "realised", "task reward a step", "multiplier"):
         table.add_column(column, justify="right")
@@ -121,10 +119,10 @@ def main() -> None:
             for seed in range(own.seeds):
                 if str(seed) not in runs:
                     runs[str(seed)] = run(scales, target, seed, own.timesteps)
-                    path.write_text(json.dumps(results, indent=2) + "\n")
+                    save(results, path)
                 progress.advance(training)
             scores = {figure: np.array([each[figure] for each in runs.values()]) for figure in runs["0"]}
-            cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in intervals(scores).values()]
+            cells = [written(estimate, ".3f") for estimate in intervals(scores).values()]
             table.add_row(scales or "nothing", "-" if target is None else f"{target:g}", *cells)
     Console(width=140).print(table)
 

@@ -7,21 +7,20 @@ equivariant to them; on layouts that they have not seen. They take no further st
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from benchmarks.agents import FIGURES, Records, intervals
+from benchmarks.agents import STYLES, Records, figures
+from benchmarks.kept import save
 from benchmarks.shield import record
+from benchmarks.tables import tabulate
 from persist_sb3.callbacks import BehaviourCloningCallback
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.equivariant import EquivariantMultiInputPolicy
@@ -67,28 +66,18 @@ def main() -> None:
 
     demonstrations = own.demonstrations.resolve()
     record(demonstrations)
-    tests: dict[str, list[Records]] = {name: [] for name in CONDITIONS}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in CONDITIONS}
     with Progress() as progress:
         cloning = progress.add_task("cloning", total=own.seeds * len(CONDITIONS))
         for seed in range(own.seeds):
             for name, form in CONDITIONS.items():
-                tests[name].append(clone(demonstrations, *form, seed, own.episodes))
+                rows[name].append(figures(clone(demonstrations, *form, seed, own.episodes), []))
                 progress.advance(cloning)
 
-    table = Table(title=f"Cloned from 20 demonstrations, {own.seeds} seeds: mean [95 % interval]")
-    table.add_column("")
-    for name in CONDITIONS:
-        table.add_column(name, justify="right")
-    results: dict[str, object] = {"seeds": own.seeds, "episodes": own.episodes}
-    for figure in SCORES:
-        score, style = FIGURES[figure]
-        scores = {name: np.array([score(played, []) for played in tests[name]]) for name in CONDITIONS}
-        estimates = intervals(scores)
-        table.add_row(figure, *(f"{m:{style}} [{low:{style}}, {high:{style}}]" for m, low, high in estimates.values()))
-        results[figure] = {name: {"mean": estimates[name], "seeds": scores[name].tolist()} for name in CONDITIONS}
+    title = f"Cloned from 20 demonstrations, {own.seeds} seeds: mean [95 % interval]"
+    table, results = tabulate(title, rows, {name: STYLES[name] for name in SCORES})
     Console(width=100).print(table)
-    own.output.mkdir(parents=True, exist_ok=True)
-    (own.output / "mirror_images.json").write_text(json.dumps(results, indent=2) + "\n")
+    save({"seeds": own.seeds, "episodes": own.episodes, **results}, own.output / "mirror_images.json")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ the benchmark can be interrupted::
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,8 +29,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from benchmarks.agents import intervals
-from benchmarks.kept import kept, kept_agent, models_of
+from benchmarks.agents import flat_ppo, intervals
+from benchmarks.kept import kept, kept_agent, models_of, save
 from persist_sb3.callbacks import InternalModelCallback, ViabilityCallback, WorldModelCallback
 from persist_sb3.envs.oracle import BeamPlanner, FullView, OraclePolicy
 from persist_sb3.envs.vector import GridLifeVecEnv
@@ -59,18 +58,7 @@ def train(seed: int, timesteps: int) -> PPO:
     """
     venv = VecInternalState(GridLifeVecEnv(8, flat=True, scent=True))
     layers = VecMonitor(VecHomeostatReward(venv, weight=0.5, alive_bonus="auto", death_penalty=20.0))
-    model = PPO(
-        "MlpPolicy",
-        layers,
-        learning_rate=7e-4,
-        n_steps=256,
-        batch_size=256,
-        gamma=0.98,
-        gae_lambda=0.9,
-        policy_kwargs={"net_arch": [256, 256], "activation_fn": torch.nn.ReLU},
-        seed=seed,
-        device="cpu",
-    )
+    model = flat_ppo(layers, seed)
     models: list[BaseCallback] = [ViabilityCallback(train_freq=2), InternalModelCallback(), WorldModelCallback()]
     model.learn(timesteps, callback=models)
     return model
@@ -198,8 +186,7 @@ def main() -> None:
         )
         results[name] = {"mean": mean, "seeds": many, "interval of mean length": [low, high]}
     console.print(table)
-    own.output.parent.mkdir(parents=True, exist_ok=True)
-    own.output.write_text(json.dumps(without_nan(results), indent=2) + "\n")
+    save(without_nan(results), own.output)
 
 
 if __name__ == "__main__":

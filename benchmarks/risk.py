@@ -13,8 +13,8 @@ average, and one row further up -3.7, where the mean is -3.2 and -3.6 (simulated
 """
 
 import argparse
-import json
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,13 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import track
 from sb3_contrib import QRDQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from benchmarks.agents import intervals
-from benchmarks.kept import kept
+from benchmarks.kept import kept, save
+from benchmarks.tables import tabulate
 from persist_sb3.evaluation import evaluate
 from persist_sb3.risk import RiskQRDQNPolicy, cvar_of_quantiles
 from persist_sb3.wrappers import VecInternalState
@@ -154,41 +153,25 @@ def main() -> None:
     own = parser.parse_args()
     torch.set_num_threads(1)
 
-    scores: dict[str, dict[str, list[float]]] = {figure: {} for figure in FIGURES}
+    rows: dict[str, list[dict[str, float]]] = {}
     folder = own.folder / f"{own.timesteps}-{own.episodes}"
-    with Progress() as progress:
-        task = progress.add_task("training", total=own.seeds * len(ALPHAS))
-        for alpha in ALPHAS:
-            name = f"alpha = {alpha:g}"
-            for seed in range(own.seeds):
-                values = kept(
-                    folder / f"{alpha:g}-{seed}.json",
-                    partial(test, alpha, seed, own.timesteps, own.episodes),
-                )
-                for figure, value in zip(FIGURES, values, strict=True):
-                    scores[figure].setdefault(name, []).append(value)
-                progress.advance(task)
+    for alpha, seed in track(list(product(ALPHAS, range(own.seeds))), "training"):
+        values = kept(folder / f"{alpha:g}-{seed}.json", partial(test, alpha, seed, own.timesteps, own.episodes))
+        rows.setdefault(f"alpha = {alpha:g}", []).append(dict(zip(FIGURES, values, strict=True)))
 
     title = f"QR-DQN along a cliff, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]"
-    table = Table("", *scores["falls"], title=title)
-    results: dict[str, Any] = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
-    estimates = {}
-    for figure, by_alpha in scores.items():
-        estimates[figure] = intervals({name: np.array(values) for name, values in by_alpha.items()})
-        table.add_row(figure, *(f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in estimates[figure].values()))
-        results[figure] = {
-            name: {"mean": estimates[figure][name], "seeds": values} for name, values in by_alpha.items()
-        }
+    table, results = tabulate(title, rows, dict.fromkeys(FIGURES, ".3f"))
     Console(width=150).print(table)
-    own.output.mkdir(parents=True, exist_ok=True)
-    (own.output / "risk.json").write_text(json.dumps(results, indent=2) + "\n")
+    size = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
+    save({**size, **results}, own.output / "risk.json")
 
     figure_, axes = plt.subplots(figsize=(5, 3.5))
-    falls, returns_ = ([mean for mean, _, _ in estimates[name].values()] for name in ("falls", "return"))
-    axes.plot(falls, returns_, "-", color="0.8", zorder=0)
-    for name, x, y in zip(scores["falls"], falls, returns_, strict=True):
-        axes.plot(scores["falls"][name], scores["return"][name], "o", ms=3, color="0.6")
-        axes.plot(x, y, "o", label=name)
+    falls, returns_ = results["falls"], results["return"]
+    means = ([found["mean"][0] for found in figure.values()] for figure in (falls, returns_))
+    axes.plot(*means, "-", color="0.8", zorder=0)
+    for name in rows:
+        axes.plot(falls[name]["seeds"], returns_[name]["seeds"], "o", ms=3, color="0.6")
+        axes.plot(falls[name]["mean"][0], returns_[name]["mean"][0], "o", label=name)
     axes.set(xlabel="share of episodes that end in a fall", ylabel="return")
     axes.legend(frameon=False)
     figure_.savefig(own.output / "risk.png", dpi=110, bbox_inches="tight")

@@ -21,7 +21,6 @@ What is there already is not trained or played again, so the benchmark can be in
 """
 
 import argparse
-import json
 import pickle
 from functools import partial
 from pathlib import Path
@@ -42,7 +41,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from benchmarks.agents import Records, intervals
-from benchmarks.kept import kept
+from benchmarks.kept import kept, save
+from benchmarks.tables import written
 from persist_sb3.envs import ENV_IDS
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.evaluation import evaluate
@@ -296,15 +296,13 @@ def main() -> None:
     for column, (figure, which) in columns.items():
         scores = {name: np.array([np.mean(np.array(y[figure])[which]) for y in results[name]]) for name in lived}
         for name, estimate in intervals(scores).items():
-            style = ".0f" if figure == "life" else ".2f"
-            cells[name].append("{0:{3}} [{1:{3}}, {2:{3}}]".format(*estimate, style))
+            cells[name].append(written(estimate, ".0f" if figure == "life" else ".2f"))
             summary.setdefault(name, {})[column] = {"mean": estimate, "seeds": scores[name].tolist()}
     for name in lived:
         table.add_row(name, *cells[name])
     Console(width=130).print(table)
-    own.output.mkdir(parents=True, exist_ok=True)
     found = {name: results[name] for name in results if name.endswith("found")}
-    (own.output / "setpoint.json").write_text(json.dumps({**summary, **found}, indent=2) + "\n")
+    save({**summary, **found}, own.output / "setpoint.json")
     if "found" in results:
         plot(results, own.output / "setpoint.png")
 

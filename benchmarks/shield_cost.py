@@ -10,7 +10,6 @@ in::
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
+from benchmarks.kept import save
 from persist_sb3.callbacks import InternalModelCallback, MetricsCallback, ViabilityCallback, WorldModelCallback
 from persist_sb3.equivariant import EquivariantMultiInputPolicy
 from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInternalState
@@ -147,8 +147,7 @@ def main() -> None:
         table.add_row(name, *cells[0], *cells[1])
         results[name] = {"seconds a step": seconds.tolist(), "ratios": ratios.tolist()}
     Console(width=130).print(table)
-    own.output.mkdir(parents=True, exist_ok=True)
-    (own.output / "shield_cost.json").write_text(json.dumps(results, indent=2) + "\n")
+    save(results, own.output / "shield_cost.json")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ worlds themselves, slips and regrowth drawn anew, with the same critic. Agreemen
 shielded policy comes to, over all actions. "itself" asks the search again, with other chance, and "its majority" is
 what it says most often of ten times: nothing that answers a state always alike can agree with it more::
 
-    nice python benchmarks/shield_modes.py                                     # about 10 minutes of CPU
-    python benchmarks/shield_modes.py --timesteps 20000 --episodes 40          # a quick look
-    python benchmarks/shield_modes.py --agent agent.zip --modes search critic  # in parts: others' rows are kept
+    python -m benchmarks.shield_modes                                          # about 10 minutes of CPU
+    python -m benchmarks.shield_modes --timesteps 20000 --episodes 40          # a quick look
+    python -m benchmarks.shield_modes --agent agent.zip --modes search critic  # in parts: others' rows are kept
 """
 
 import argparse
@@ -29,6 +29,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
+from benchmarks.agents import flat_ppo
+from benchmarks.kept import models_of, save
 from persist_sb3.callbacks import (
     InternalModelCallback,
     SafetyNetworkCallback,
@@ -39,24 +41,20 @@ from persist_sb3.draws import Noise
 from persist_sb3.envs.batch import GridLifeCore
 from persist_sb3.envs.snapshot import Snapshot
 from persist_sb3.envs.vector import GridLifeVecEnv
-from persist_sb3.models.base import rebuild
 from persist_sb3.models.imagination import LearnedDynamics
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield import Decision, EnumeratedShield
 from persist_sb3.shield.amortised import AmortisedVerifier
 from persist_sb3.shield.rollouts import Course, CriticBackup, RolloutVerifier
-from persist_sb3.state import PersistState
 from persist_sb3.summary import wilson_interval
 from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInternalState
-from persist_sb3.wrappers.action_shield import KINDS
 
 RESULTS = Path(__file__).parent / "results" / "shield_modes.json"
 NEVER = 10**9
 ENVS = 20
 #: States that are asked about, and how often.
 STATES, REPEATS = 1000, 10
-MODELS = ("viability", "internal_model", "world_model", "safety")
 
 
 def train(timesteps: int) -> PPO:
@@ -68,18 +66,7 @@ def train(timesteps: int) -> PPO:
     layers = VecHomeostatReward(venv, weight=0.5, alive_bonus="auto", death_penalty=20.0)
     # It never acts: the safety network learns from the search that it is set to.
     shielded = VecMonitor(VecActionShield(layers, mode="amortised", min_updates=NEVER))
-    model = PPO(
-        "MlpPolicy",
-        shielded,
-        learning_rate=7e-4,
-        n_steps=256,
-        batch_size=256,
-        gamma=0.98,
-        gae_lambda=0.9,
-        policy_kwargs={"net_arch": [256, 256], "activation_fn": torch.nn.ReLU},
-        seed=0,
-        device="cpu",
-    )
+    model = flat_ppo(shielded, seed=0)
     callbacks: list[BaseCallback] = [
         ViabilityCallback(train_freq=1),
         InternalModelCallback(train_freq=2),
@@ -270,7 +257,7 @@ def main() -> None:
             model.save(arguments.agent)
     venv = GridLifeVecEnv(1, flat=True, scent=True)
     spec = StateSpec(venv.observation_space, venv.action_space, venv.viability)
-    models = load_models(model.persist, spec)  # type: ignore[attr-defined]
+    models = models_of(model, spec)
     critic, threshold = models["viability"], arguments.threshold
 
     def search(dynamics: Any, backup: Any = None) -> RolloutVerifier:
@@ -356,8 +343,7 @@ def main() -> None:
         Console(width=130).print(f"{name}: {row}")
     Console(width=130).print(table)
 
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    save(results, arguments.output)
     if "search" not in outcomes:
         return
     agreement = compare_verdicts(outcomes["search"].states[:STATES], search(learned), amortised, critic, threshold)
@@ -369,7 +355,7 @@ def main() -> None:
         if name.startswith("verdicts"):
             table.add_row(name.removeprefix("verdicts: "), *(f"{share:.1%}" for share in shares.values()))
     Console(width=130).print(table)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    save(results, arguments.output)
 
 
 def compare_verdicts(
@@ -401,16 +387,6 @@ def compare_verdicts(
         "rejected by the search": float((~answer).mean()),
         **{f"verdicts: {name}": compare(answer, guess) for name, guess in guesses.items()},
     }
-
-
-def load_models(state: PersistState, spec: StateSpec) -> dict[str, Any]:
-    """
-    :param state: of a trained agent, or of one that was loaded
-    :param spec: its state and actions
-    :return: its models, by name
-    """
-    parts = state.bundle()
-    return {name: parts.get(name) or rebuild(state.pending[name], spec, KINDS[name]) for name in MODELS}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ noticed at all. What was trained or played already is kept::
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.agents import intervals
-from benchmarks.kept import kept, kept_agent, models_of
+from benchmarks.kept import kept, kept_agent, models_of, save
 from benchmarks.planning import train
 from persist_sb3.envs import ENV_IDS
 from persist_sb3.envs.vector import GridLifeVecEnv
@@ -142,8 +141,7 @@ def main() -> None:
         "mean length": {key: {"mean": lengths[key], "seeds": values} for key, values in length.items()},
         "excess disagreement": noticed,
     }
-    own.output.parent.mkdir(parents=True, exist_ok=True)
-    own.output.write_text(json.dumps(results, indent=2) + "\n")
+    save(results, own.output)
 
 
 if __name__ == "__main__":

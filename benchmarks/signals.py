@@ -12,7 +12,6 @@ does the reading of transitions, which all callbacks share::
 """
 
 import argparse
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rich.table import Table
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.exploration import Drift, Stopwatch, time_parts
+from benchmarks.kept import save
 from persist_sb3.callbacks import EmpowermentCallback, RNDCallback, WorldModelCallback
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.wrappers import VecEmpowermentBonus, VecInternalState, VecRNDBonus, VecSurpriseBonus
@@ -93,8 +93,7 @@ def main() -> None:
             f"{ms['reading']:.1f}",
         )
     Console(width=140).print(table)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "signals.json").write_text(json.dumps(results, indent=2) + "\n")
+    save(results, arguments.output / "signals.json")
 
 
 if __name__ == "__main__":

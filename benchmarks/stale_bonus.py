@@ -13,9 +13,9 @@ CPU time per 1000 steps is that of the process, everything included. Agents that
 """
 
 import argparse
-import json
 import time
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from benchmarks.agents import intervals
-from benchmarks.kept import kept
+from benchmarks.kept import kept, save
+from benchmarks.tables import tabulate
 from persist_sb3.buffers import RecomputedBonusReplayBuffer
 from persist_sb3.callbacks import RNDCallback
 from persist_sb3.wrappers import VecInternalState, VecRNDBonus
@@ -161,28 +160,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
-    work = [(condition, seed) for seed in range(arguments.seeds) for condition in CONDITIONS]
-    rows = {
-        (condition, seed): kept(
-            arguments.folder / f"{arguments.timesteps}-{condition}-{seed}.json",
-            partial(explore, condition, seed, arguments.timesteps),
-        )
-        for condition, seed in track(work, "training")
-    }
-    table = Table(title=f"SAC in a U-maze, {arguments.timesteps:,} steps, {arguments.seeds} seeds: mean [95 %]")
-    table.add_column("")
-    for condition in CONDITIONS:
-        table.add_column(condition, justify="right")
-    results: dict[str, Any] = {"timesteps": arguments.timesteps, "seeds": arguments.seeds}
-    for name, style in FIGURES.items():
-        scores = {c: np.array([rows[c, seed][name] for seed in range(arguments.seeds)]) for c in CONDITIONS}
-        estimates = intervals({c: values for c, values in scores.items() if np.isfinite(values).all()})
-        cells = {c: f"{mean:{style}} [{low:{style}}, {high:{style}}]" for c, (mean, low, high) in estimates.items()}
-        table.add_row(name, *(cells.get(c, "") for c in CONDITIONS))
-        results[name] = {c: {"mean": estimates[c], "seeds": scores[c].tolist()} for c in estimates}
+    rows: dict[str, list[dict[str, float]]] = {condition: [] for condition in CONDITIONS}
+    for seed, condition in track(list(product(range(arguments.seeds), CONDITIONS)), "training"):
+        file = arguments.folder / f"{arguments.timesteps}-{condition}-{seed}.json"
+        rows[condition].append(kept(file, partial(explore, condition, seed, arguments.timesteps)))
+    title = f"SAC in a U-maze, {arguments.timesteps:,} steps, {arguments.seeds} seeds: mean [95 %]"
+    table, results = tabulate(title, rows, FIGURES)
     Console(width=130).print(table)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "stale_bonus.json").write_text(json.dumps(results, indent=2) + "\n")
+    size = {"timesteps": arguments.timesteps, "seeds": arguments.seeds}
+    save({**size, **results}, arguments.output / "stale_bonus.json")
 
 
 if __name__ == "__main__":

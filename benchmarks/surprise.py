@@ -13,7 +13,7 @@ go on when the agent has starved::
 """
 
 import argparse
-import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from benchmarks.agents import intervals
+from benchmarks.kept import save, saved
+from benchmarks.tables import tabulate
 from persist_sb3.callbacks import WorldModelCallback
 from persist_sb3.wrappers import VecHomeostatReward, VecInternalState, VecSurpriseBonus
 
@@ -144,26 +144,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     arguments = parser.parse_args()
 
-    work = [(condition, seed) for seed in range(arguments.seeds) for condition in CONDITIONS]
-    rows = {item: live(*item, arguments.timesteps, not arguments.immortal) for item in track(work, "training")}
+    rows: dict[str, list[dict[str, float]]] = {condition: [] for condition in CONDITIONS}
+    for seed, condition in track(list(product(range(arguments.seeds), CONDITIONS)), "training"):
+        rows[condition].append(live(condition, seed, arguments.timesteps, not arguments.immortal))
     kind = "immortal" if arguments.immortal else "mortal"
-    table = Table(title=f"dark room, {kind}, {arguments.timesteps:,} steps, {arguments.seeds} seeds: mean [95 %]")
-    table.add_column("")
-    for condition in CONDITIONS:
-        table.add_column(condition, justify="right")
-    results: dict[str, Any] = {"timesteps": arguments.timesteps, "seeds": arguments.seeds}
-    for name, style in FIGURES.items():
-        scores = {c: np.array([rows[c, seed][name] for seed in range(arguments.seeds)]) for c in CONDITIONS}
-        estimates = intervals(scores)
-        table.add_row(
-            name, *(f"{mean:{style}} [{low:{style}}, {high:{style}}]" for mean, low, high in estimates.values())
-        )
-        results[name] = {c: {"mean": estimates[c], "seeds": scores[c].tolist()} for c in CONDITIONS}
+    title = f"dark room, {kind}, {arguments.timesteps:,} steps, {arguments.seeds} seeds: mean [95 %]"
+    table, results = tabulate(title, rows, FIGURES)
     Console(width=150).print(table)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "surprise.json"
-    everything = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({**everything, kind: results}, indent=2) + "\n")
+    size = {"timesteps": arguments.timesteps, "seeds": arguments.seeds}
+    save({**saved(path), kind: {**size, **results}}, path)
 
 
 if __name__ == "__main__":

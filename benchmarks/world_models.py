@@ -21,7 +21,6 @@ own defaults in the same run. Seeds whose results are there already are not lear
 """
 
 import argparse
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -42,6 +41,8 @@ from stable_baselines3.common.env_util import make_vec_env
 import persist_sb3  # noqa: F401  registers GridLife
 from benchmarks.agents import intervals
 from benchmarks.exploration import Stopwatch
+from benchmarks.kept import save, saved
+from benchmarks.tables import written
 from persist_sb3.buffers import Transitions
 from persist_sb3.callbacks import InternalModelCallback, PersistCallback, WorldModelCallback
 from persist_sb3.envs.dynamics import CHANNELS, MOVES, SEES_HAZARD
@@ -357,8 +358,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     path = arguments.output / "world_models.json"
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results = saved(path)
 
     if arguments.only != "cost":
         for name in track(arguments.cases, "learning"):
@@ -368,7 +368,7 @@ def main() -> None:
             for seed in range(len(seeds), arguments.seeds):
                 seeds.append(predict(name, seed, timesteps))
                 results[name] = {"timesteps": timesteps, "by seed": seeds}
-                path.write_text(json.dumps(results, indent=2) + "\n")
+                save(results, path)
             table = Table(title=f"{name}: mean over {len(seeds)} seeds [95 % interval]")
             columns = list(seeds[0][PREDICTORS[0]])
             for column in ("", *columns):
@@ -379,7 +379,7 @@ def main() -> None:
             }
             for predictor in PREDICTORS:
                 cells = [limits[column][predictor] for column in columns]
-                table.add_row(predictor, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in cells))
+                table.add_row(predictor, *(written(cell, ".3f") for cell in cells))
             results[name]["intervals"] = limits
             Console(width=120).print(table)
 
@@ -393,7 +393,7 @@ def main() -> None:
             table.add_row(kind, *(f"{ms[key]:.1f}" for key in ("PPO", "updates", "rest", "one update")))
         Console().print(table)
 
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    save(results, path)
 
 
 if __name__ == "__main__":

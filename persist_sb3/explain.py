@@ -207,6 +207,7 @@ class Unmasked:
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]:
+        """See :meth:`stable_baselines3.common.base_class.BaseAlgorithm.predict`."""
         answer: tuple[Any, Any] = self._agent.predict(
             observation, state=state, episode_start=episode_start, deterministic=deterministic
         )

@@ -102,14 +102,6 @@ def kaplan_meier(durations: ArrayLike, observed: ArrayLike) -> SurvivalCurve:
     return SurvivalCurve(times, survival, survival**2 * np.cumsum(terms), float(durations.max()))
 
 
-def satisfaction_rate(margins: ArrayLike) -> Floats:
-    """
-    :param margins: margin of each constraint at each step, ``(L, m)``
-    :return: share of steps at which each constraint holds (margin >= 0), ``(m,)``
-    """
-    return np.mean(np.asarray(margins) >= 0.0, axis=0)
-
-
 def recovery_outcomes(
     margin: Floats, near: float, core: float, horizon: int, ends: NDArray[np.intp] | None = None
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], Bools]:
@@ -140,18 +132,6 @@ def recovery_outcomes(
     known = in_time | (deadline < end)
     recovers = in_time & inside[np.minimum(settled, length - 1), slots]
     return steps[known], slots[known], recovers[known]
-
-
-def recovery_rate(margin: ArrayLike, near: float, core: float, horizon: int) -> float:
-    """
-    :param margin: smallest margin at each step of one episode, ``(L,)``
-    :param near: see :func:`recovery_outcomes`
-    :param core: see :func:`recovery_outcomes`
-    :param horizon: see :func:`recovery_outcomes`
-    :return: share of the near-boundary steps that recover; NaN if there is none
-    """
-    *_, recovers = recovery_outcomes(np.asarray(margin, dtype=np.float64)[:, None], near, core, horizon)
-    return float(recovers.mean()) if len(recovers) else math.nan
 
 
 def intrinsic_share(terms: Mapping[str, float]) -> float | None:

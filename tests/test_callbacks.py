@@ -15,7 +15,7 @@ from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
-from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
@@ -25,6 +25,7 @@ from persist_sb3.callbacks.metrics import policy_entropy
 from persist_sb3.metrics import read_episodes
 from persist_sb3.state import PersistState
 from persist_sb3.wrappers import HomeostatReward, InternalState, VecInternalState
+from tests.learners import Pages
 from tests.toys import Walker
 
 ON_POLICY: list[Any] = [PPO, A2C, TRPO, MaskablePPO, RecurrentPPO]
@@ -68,28 +69,16 @@ def make_model(algorithm: Any, env: VecEnv, **more: Any) -> BaseAlgorithm:
     return model
 
 
-class Pages(KVWriter):
-    """Keeps what the logger writes."""
-
-    def __init__(self) -> None:
-        self.pages: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
-        self.pages.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
-
-    def persist(self) -> list[dict[str, Any]]:
-        pages = [{k.removeprefix("persist/"): v for k, v in page.items() if "persist/" in k} for page in self.pages]
-        return [page for page in pages if page]
+def persist(pages: Pages) -> list[dict[str, Any]]:
+    found = [{k.removeprefix("persist/"): v for k, v in page.items() if "persist/" in k} for page in pages.pages]
+    return [page for page in found if page]
 
 
 def learn(model: BaseAlgorithm, steps: int, callback: Any, **kwargs: Any) -> list[dict[str, Any]]:
     pages = Pages()
     model.set_logger(Logger(None, [pages]))
     model.learn(steps, callback=callback, **kwargs)
-    return pages.persist()
+    return persist(pages)
 
 
 @pytest.mark.parametrize("algorithm", [*ON_POLICY, *OFF_POLICY])
@@ -352,7 +341,7 @@ def test_long_names_do_not_break_the_console(tmp_path: Path) -> None:
     model.learn(64, callback=MetricsCallback(log_freq=1))
     console.seek(0)
     assert "time_to_violation" in console.read()
-    assert sum("deaths/" in key for key in pages.persist()[0]) == 2
+    assert sum("deaths/" in key for key in persist(pages)[0]) == 2
     console.close()
 
 

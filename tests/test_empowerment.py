@@ -13,9 +13,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scipy.stats import spearmanr
 from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
@@ -43,6 +42,7 @@ from persist_sb3.wrappers import (
     VectorEmpowermentBonus,
     VectorInternalState,
 )
+from tests.learners import Pages, make_model
 from tests.toys import Scripted, Walker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -468,27 +468,6 @@ def make_vec(action: str = "discrete", n: int = 2, vec: type[Any] = DummyVecEnv)
     return VecEmpowermentBonus(VecInternalState(vec([walker] * n), **LIMITS, append=True), weight=0.5)
 
 
-def make_model(env: VecEnv, algorithm: Any = PPO, **more: Any) -> BaseAlgorithm:
-    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu", "seed": 0}
-    if algorithm is PPO:
-        kwargs |= {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
-    else:
-        kwargs |= {"learning_starts": 40, "buffer_size": 300, "batch_size": 8, "train_freq": 8, "gradient_steps": 1}
-    model: BaseAlgorithm = algorithm("MlpPolicy", env, **kwargs | more)
-    return model
-
-
-class Values(KVWriter):
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: Any, key_excluded: Any, step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
-
-
 class Bonuses(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
@@ -511,11 +490,11 @@ class Bonuses(BaseCallback):
     ],
 )
 def test_trains_logs_and_pays(algorithm: Any, action: str, estimator: Any) -> None:
-    model, values, bonuses = make_model(make_vec(action), algorithm), Values(), Bonuses()
-    model.set_logger(Logger(None, [values]))
+    model, pages, bonuses = make_model(make_vec(action), algorithm), Pages(), Bonuses()
+    model.set_logger(Logger(None, [pages]))
     callback = EmpowermentCallback(estimator=estimator, **QUICK)
     model.learn(256, callback=[WorldModelCallback(**SMALL), callback, bonuses], log_interval=1)
-    logged = {key.removeprefix("persist/empowerment/"): value for row in values.rows for key, value in row.items()}
+    logged = {key.removeprefix("persist/empowerment/"): value for page in pages.pages for key, value in page.items()}
     assert {"loss", "estimate", "mean", "factor"} <= logged.keys()
     assert ("critic_loss" in logged) == (estimator == "infonce")
     assert ("bound" in logged) == (estimator != "logdet")

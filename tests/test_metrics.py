@@ -18,8 +18,6 @@ from persist_sb3.metrics import (
     kaplan_meier,
     read_episodes,
     recovery_outcomes,
-    recovery_rate,
-    satisfaction_rate,
     survival_curve,
 )
 from persist_sb3.viability import ViabilitySet
@@ -98,10 +96,6 @@ def test_lengths_must_agree(durations: Any, observed: Any) -> None:
         kaplan_meier(durations, observed)
 
 
-def test_satisfaction_counts_the_boundary_as_inside() -> None:
-    np.testing.assert_allclose(satisfaction_rate([[0.0, 1.0], [0.5, -0.1], [-1e-9, -1.0], [2.0, 3.0]]), [0.75, 0.5])
-
-
 # --- recovery
 
 MARGINS = st.lists(st.sampled_from([-0.2, 0.0, 0.05, 0.2, 0.3, 0.9]), min_size=1, max_size=25)
@@ -130,8 +124,6 @@ def test_recovery_follows_its_definition(margins: list[float], horizon: int) -> 
     steps, episodes, recovers = recovery_outcomes(np.array(margins)[:, None], NEAR, CORE, horizon)
     assert dict(zip(steps.tolist(), recovers.tolist(), strict=True)) == expected
     assert not episodes.any()
-    rate = recovery_rate(margins, NEAR, CORE, horizon)
-    assert rate == pytest.approx(np.mean(list(expected.values()))) if expected else math.isnan(rate)
 
 
 # --- records

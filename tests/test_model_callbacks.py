@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from persist_sb3.callbacks import InternalModelCallback, WorldModelCallback
@@ -18,6 +18,7 @@ from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.world import WorldModel
 from persist_sb3.state import last_loaded
 from persist_sb3.wrappers import VecInternalState, VecPartialObservation
+from tests.learners import Pages
 from tests.toys import Walker
 
 LIMITS: dict[str, Any] = {"dims": ["battery", "heat"], "constraints": ["battery >= 0.2"]}
@@ -36,22 +37,11 @@ def make_model(
     return PPO(policy, env, seed=0, device="cpu", policy_kwargs={"net_arch": [8]}, **kwargs | more)
 
 
-class Values(KVWriter):
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: Any, key_excluded: Any, step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
-
-
 def learn(model: BaseAlgorithm, callbacks: Any, steps: int) -> list[dict[str, Any]]:
-    values = Values()
-    model.set_logger(Logger(None, [values]))
+    pages = Pages()
+    model.set_logger(Logger(None, [pages]))
     model.learn(steps, callback=callbacks, log_interval=1)
-    return values.rows
+    return pages.pages
 
 
 def part(model: BaseAlgorithm, name: str) -> Any:

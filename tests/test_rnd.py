@@ -36,6 +36,7 @@ from persist_sb3.wrappers import (
     VectorRNDBonus,
 )
 from persist_sb3.wrappers.remake import remake
+from tests.learners import make_model
 from tests.toys import OBSERVATIONS, Scripted, Walker
 
 LIMITS: dict[str, Any] = {"dims": ["battery", "heat"], "constraints": ["battery >= 0.2"]}
@@ -88,17 +89,6 @@ def identity_target(size: int) -> RND:
 
 def make_vec(inner: Callable[[], gym.Env[Any, Any]], n: int = 2, weight: float = 1.0) -> VecRNDBonus:
     return VecRNDBonus(VecInternalState(DummyVecEnv([inner] * n), **LIMITS), weight=weight)
-
-
-def make_model(env: VecEnv, algorithm: Any = PPO, **more: Any) -> BaseAlgorithm:
-    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu", "seed": 0}
-    if algorithm is PPO:
-        kwargs |= {"n_steps": 32, "batch_size": 32, "n_epochs": 2}
-    else:
-        kwargs |= {"learning_starts": 40, "buffer_size": 300, "batch_size": 8, "train_freq": 8, "gradient_steps": 1}
-    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
-    model: BaseAlgorithm = algorithm(policy, env, **kwargs | more)
-    return model
 
 
 class Recorder(BaseCallback):

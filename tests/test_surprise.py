@@ -16,7 +16,7 @@ from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from persist_sb3.callbacks import MetricsCallback, PersistCallback, WorldModelCallback, world_model
 from persist_sb3.config import PersistConfig
@@ -36,6 +36,7 @@ from persist_sb3.wrappers import (
     VectorInternalState,
     VectorSurpriseBonus,
 )
+from tests.learners import make_model
 from tests.toys import Scripted, Walker
 
 LIMITS: dict[str, Any] = {"dims": ["battery", "heat"], "constraints": ["battery >= 0.2"], "mu": [0.8, 0.5]}
@@ -260,17 +261,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_vec(inner: Any = Walker, n: int = 2, **kwargs: Any) -> VecSurpriseBonus:
     return VecSurpriseBonus(VecInternalState(DummyVecEnv([inner] * n), **LIMITS), **kwargs)
-
-
-def make_model(env: VecEnv, algorithm: Any = PPO, **more: Any) -> BaseAlgorithm:
-    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu", "seed": 0}
-    if algorithm is PPO:
-        kwargs |= {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
-    else:
-        kwargs |= {"learning_starts": 40, "buffer_size": 2000, "batch_size": 8, "train_freq": 8, "gradient_steps": 1}
-    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
-    model: BaseAlgorithm = algorithm(policy, env, **kwargs | more)
-    return model
 
 
 class Judge(PersistCallback):

@@ -45,7 +45,8 @@ class BeliefCallback(LearningCallback):
 
     :param memory: length of the recurrent state
     :param net_arch: sizes of the layers before it
-    :param beta: between the likelihood (0) and the squared error (1), see :func:`~persist_sb3.models.dynamics.beta_nll`
+    :param beta: between the likelihood (0) and the squared error (1), see
+        :func:`~persist_sb3.models.prediction.beta_nll`
     :param length: steps in a stretch
     :param burn_in: steps at its beginning that are not learned from, unless the episode begins there
     :param buffer_size: transitions kept to learn from

@@ -1,7 +1,6 @@
 """Keeps actions from being executed that would take the internal variables outside their limits."""
 
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from persist_sb3.batch import Batch, take, with_rows
+from persist_sb3.batch import Batch, with_rows
 from persist_sb3.curriculum import Demands, StageInForce
 from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
@@ -33,9 +32,9 @@ from persist_sb3.shield.enumerated import Verifier
 from persist_sb3.shield.lookahead import CALLBACKS, MODES, Function, LookAhead, Mode, trained
 from persist_sb3.shield.rollouts import Policy, RolloutVerifier
 from persist_sb3.state import last_loaded
-from persist_sb3.streams import Streams
-from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
+from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.intervening import InterveningLayer
+from persist_sb3.wrappers.layer import Lookup, Step, declared
 
 Shield = EnumeratedShield | BoxShield
 
@@ -57,7 +56,7 @@ class ShieldError(RuntimeError):
     """The shield cannot judge, and has no action to fall back on."""
 
 
-class ActionShieldLayer(Layer):
+class ActionShieldLayer(InterveningLayer):
     """
     Judges each proposed action with the models that callbacks train, and executes the nearest safe one where it does
     not pass; see :class:`~persist_sb3.shield.EnumeratedShield`, and :class:`~persist_sb3.shield.BoxShield` for Box
@@ -195,7 +194,6 @@ class ActionShieldLayer(Layer):
         self.lookahead = replace(self.lookahead, belief=entries)
         if self.spec.continuous and self.correction == "mask":
             raise RuntimeError(f"correction='mask' cannot mask {action_space}: use 'project' or 'replace'")
-        self._streams = Streams(num_envs, salt=zlib.crc32(type(self).__name__.encode()))
         self.fallback: NDArray[Any] | None = None
         if self._fallback is not None:
             self.fallback = np.array(self._fallback, dtype=action_space.dtype)
@@ -214,15 +212,9 @@ class ActionShieldLayer(Layer):
         self._verifier: RolloutVerifier | AmortisedVerifier | None = None
         self._demanded = False
         self._bound = self._warned = self._warned_of_failure = False
-        self._observation: Batch = None
-        self._x = np.zeros((num_envs, self.spec.internal_dim))
         self._state: Floats | None = None
         self._decision: Decision | None = None
-        self._nobody = self._intervened = self._failed = np.zeros(num_envs, dtype=bool)
-        self._time = np.zeros(num_envs, dtype=np.intp)
-
-    def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
-        self._streams.seed(slots, seeds)
+        self._nobody = self._failed = np.zeros(num_envs, dtype=bool)
 
     def _names(self) -> tuple[str, ...]:
         """
@@ -435,7 +427,7 @@ class ActionShieldLayer(Layer):
         :return: the fallback there, ``(k, ...)``
         :raises ShieldError: if there is none
         """
-        where = ", ".join(f"environment {slot} at step {self._time[slot]}" for slot in np.flatnonzero(failed))
+        where = ", ".join(f"environment {slot} at step {self.age(slot)}" for slot in np.flatnonzero(failed))
         problem = f"ActionShield: a model answered with something that is not a finite number, in {where}"
         if self.fallback is None:
             raise ShieldError(f"{problem}. ActionShield(fallback=...) names an action to be executed instead")
@@ -452,12 +444,8 @@ class ActionShieldLayer(Layer):
         return self._state
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
-        if len(slots) < self.num_envs:
-            observation = with_rows(self._observation, slots, take(observation, slots))
-        self._observation = observation
-        self._x = with_rows(self._x, slots, infos.column(("internal",), slots))
+        super().begin(slots, observation, infos)
         self._state = None
-        self._time[slots] = 0
 
     def act(self, action: Batch) -> Batch:
         self._decision, self._failed, self._intervened = None, self._nobody, self._nobody
@@ -499,25 +487,17 @@ class ActionShieldLayer(Layer):
         return action
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        infos = step.infos
-        self._observation = step.next_observation
-        self._x = infos.column(("internal",), self.everyone)
+        reward, infos = super().after(step), step.infos
         self._state = None
-        self._time += 1
-        intervened = self._intervened & step.live
-        infos.publish("intervened", self.everyone, intervened)
-        changed = np.flatnonzero(intervened)
-        if len(changed):
-            infos.publish("executed_action", changed, step.action[changed])
         if self._decision is not None:
             told = np.flatnonzero((self._intervened | self._decision.infeasible | self._failed) & step.live)
             if len(told):
                 self._explain(self._decision, told, infos)
         if not self.intervention_penalty:
-            return step.reward
-        penalty = self.intervention_penalty * intervened
+            return reward
+        penalty = self.intervention_penalty * self._intervened
         infos.publish("reward_terms", self.everyone, -penalty, "intervention")
-        return step.reward - penalty
+        return reward - penalty
 
     def _explain(self, decision: Decision, slots: NDArray[np.intp], infos: Infos) -> None:
         proposed, executed = decision.proposed.take(slots), decision.executed.take(slots)
@@ -540,16 +520,21 @@ class ActionShieldLayer(Layer):
             infos.publish("shield", slots, values, name)
 
 
-class ActionShield(LayerWrapper):
-    """:class:`ActionShieldLayer` around a ``gymnasium.Env``."""
+class _Declarations(LayerOwner):
+    """What a shield says about itself, for the layers and callbacks above."""
 
-    layer_type = ActionShieldLayer
     layer: ActionShieldLayer
 
     @property
     def lookahead(self) -> LookAhead:
         """Parameters of the search."""
         return self.layer.lookahead
+
+
+class ActionShield(_Declarations, LayerWrapper):
+    """:class:`ActionShieldLayer` around a ``gymnasium.Env``."""
+
+    layer_type = ActionShieldLayer
 
     def action_masks(self) -> NDArray[np.bool_]:
         """
@@ -558,16 +543,10 @@ class ActionShield(LayerWrapper):
         return self.layer.action_masks()[0]
 
 
-class VecActionShield(VecLayerWrapper):
+class VecActionShield(_Declarations, VecLayerWrapper):
     """:class:`ActionShieldLayer` around SB3's ``VecEnv``."""
 
     layer_type = ActionShieldLayer
-    layer: ActionShieldLayer
-
-    @property
-    def lookahead(self) -> LookAhead:
-        """Parameters of the search."""
-        return self.layer.lookahead
 
     def has_attr(self, attr_name: str) -> bool:
         return (attr_name == "action_masks" and not self.layer.spec.continuous) or super().has_attr(attr_name)
@@ -581,16 +560,10 @@ class VecActionShield(VecLayerWrapper):
         return super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
 
 
-class VectorActionShield(VectorLayerWrapper):
+class VectorActionShield(_Declarations, VectorLayerWrapper):
     """:class:`ActionShieldLayer` around a ``gymnasium.vector.VectorEnv``."""
 
     layer_type = ActionShieldLayer
-    layer: ActionShieldLayer
-
-    @property
-    def lookahead(self) -> LookAhead:
-        """Parameters of the search."""
-        return self.layer.lookahead
 
     def action_masks(self) -> NDArray[np.bool_]:
         """

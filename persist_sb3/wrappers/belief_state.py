@@ -19,6 +19,7 @@ from persist_sb3.paths import ObservationEntry, locate, parse_path
 from persist_sb3.state import last_loaded
 from persist_sb3.viability import unknown_name
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.extended import ExtendedObservation
 from persist_sb3.wrappers.internal_state import NonFiniteError
 from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
 
@@ -302,24 +303,13 @@ class BeliefStateLayer(Layer):
         """
         :param inner: the observation space below
         """
-        k, size = len(self.variables), self.spec.observation_dim
-        low = np.concatenate([self._low, np.zeros(k)]).astype(np.float32)
-        high = np.concatenate([self._high, np.full(k, np.inf)]).astype(np.float32)
-        if isinstance(inner, spaces.Dict):
-            if KEY in inner.spaces:
-                raise RuntimeError(f"the observation has a key {KEY!r} already: use one BeliefState only")
-            self.observation_space = spaces.Dict({**inner.spaces, KEY: spaces.Box(low, high, dtype=np.float32)})
-            where, first = f"obs.{KEY}", 0
-        else:
-            flat = spaces.flatten_space(inner)
-            assert isinstance(flat, spaces.Box)
-            low, high = (np.append(*pair).astype(np.float32) for pair in ((flat.low, low), (flat.high, high)))
-            self.observation_space = spaces.Box(low, high, dtype=np.float32)
-            where, first = "obs", size
+        k = len(self.variables)
+        low, high = np.append(self._low, np.zeros(k)), np.append(self._high, np.full(k, np.inf))
+        self._extended = ExtendedObservation("BeliefState", inner, KEY, low, high)
+        self.observation_space = self._extended.space
+        means, variances = self._extended.entries[:k], self._extended.entries[k:]
         #: Where the observation shows mean and variance, by variable.
-        self.entries = {
-            name: (f"{where}[{first + i}]", f"{where}[{first + k + i}]") for i, name in enumerate(self.variables)
-        }
+        self.entries = dict(zip(self.variables, zip(means, variances, strict=True), strict=True))
         self._shown_spec = StateSpec(self.observation_space, self.action_space, self.viability)
 
     def _learned(self) -> Estimator:
@@ -437,7 +427,7 @@ class BeliefStateLayer(Layer):
         self._start_estimator()
         if self._estimator is not None:
             learned = self.part == INTERNAL_MODEL
-            before = self._compose(self._belief, self._observation) if learned else self._observation
+            before = self._extended.show(self._observation, self._belief) if learned else self._observation
             self._estimator.step(before, step.action, step.next_observation)
             self._take_over(self.everyone, self._estimator)
         self._observation = step.next_observation
@@ -458,13 +448,7 @@ class BeliefStateLayer(Layer):
         self._belief[slots] = np.concatenate([mean.clip(self._low, self._high), variance], axis=1)
 
     def view(self, slots: Slots, observation: Batch) -> Batch:
-        return self._compose(self._belief[slots], observation)
-
-    def _compose(self, belief: NDArray[np.float32], observation: Batch) -> Batch:
-        if isinstance(observation, dict):
-            return {**observation, KEY: belief}
-        flat = flatten(self.spec.observation_space, observation)
-        return np.concatenate([flat, belief], axis=1, dtype=np.float32)
+        return self._extended.show(observation, self._belief[slots])
 
 
 class _Declarations(LayerOwner):

@@ -8,13 +8,14 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.batch import Batch, flatten, surely_finite, with_rows
+from persist_sb3.batch import Batch, surely_finite, with_rows
 from persist_sb3.curriculum import StageInForce
 from persist_sb3.infos import Infos
 from persist_sb3.internal import InternalSource, SimulatedVariable
 from persist_sb3.symmetry import Symmetry
 from persist_sb3.viability import LeastMargin, ViabilitySet
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.extended import ExtendedObservation
 from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
 
 
@@ -87,7 +88,6 @@ class InternalStateLayer(Layer):
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
     ) -> None:
         super().attach(num_envs, observation_space, action_space, lookup)
-        self._inner_space = observation_space
         self.internal_names: tuple[str, ...] = tuple(self._given_dims or lookup("internal_names"))
         self._source = InternalSource(self.internal_names, self._sources)
         self._source.attach(num_envs, observation_space, action_space)
@@ -99,13 +99,9 @@ class InternalStateLayer(Layer):
             self.internal_entries = dict(lookup("internal_entries"))
         self.symmetries = declared(lookup, "symmetries", None) if self._symmetries is None else self._symmetries
         if self.append:
-            self.observation_space = self._appended(observation_space)
-            if self.symmetries is not None:
-                self.symmetries = self._showing(self.symmetries)
+            self._append()
         self.x = np.zeros((num_envs, len(self.internal_names)))
         self._nothing = np.zeros(num_envs)
-        # Steps taken, and how many they were when each episode began.
-        self._clock, self._began = 0, np.zeros(num_envs, dtype=np.int64)
 
     def _viability(self, lookup: Lookup) -> ViabilitySet:
         if self._constraints is None:
@@ -150,36 +146,25 @@ class InternalStateLayer(Layer):
             )
         super().follow(curriculum)
 
-    def _appended(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
-        low, high = self.viability.low.astype(np.float32), self.viability.high.astype(np.float32)
-        if isinstance(space, spaces.Dict):
-            if "internal" in space.spaces:
+    def _append(self) -> None:
+        inner = self.observation_space
+        at = size = spaces.flatdim(inner)
+        if isinstance(inner, spaces.Dict):
+            if "internal" in inner.spaces:
                 raise ValueError(
                     "append=True would overwrite the observation's own key 'internal': the environment already shows "
                     "its internal variables, so leave append=False"
                 )
-            self.internal_entries |= {name: f"obs.internal[{i}]" for i, name in enumerate(self.internal_names)}
-            return spaces.Dict({**space.spaces, "internal": spaces.Box(low, high, dtype=np.float32)})
-        size = spaces.flatdim(space)
-        self.internal_entries |= {name: f"obs[{size + i}]" for i, name in enumerate(self.internal_names)}
-        flat = spaces.flatten_space(space)
-        if not isinstance(flat, spaces.Box):
-            raise TypeError(f"append=True cannot flatten {space}: wrap the environment so that it has a fixed size")
-        low, high = (np.append(*pair).astype(np.float32) for pair in ((flat.low, low), (flat.high, high)))
-        return spaces.Box(low, high, dtype=np.float32)
-
-    def _showing(self, symmetries: Sequence[Symmetry]) -> list[Symmetry]:
-        """
-        :param symmetries: of the observation below
-        :return: of that with the internal variables appended
-        """
-        size, at = spaces.flatdim(self._inner_space), spaces.flatdim(self._inner_space)
-        if isinstance(self._inner_space, spaces.Dict):
-            at = sum(spaces.flatdim(part) for key, part in self._inner_space.spaces.items() if key < "internal")
-        return [symmetry.showing(size, len(self.internal_names), at) for symmetry in symmetries]
+            at = sum(spaces.flatdim(part) for key, part in inner.spaces.items() if key < "internal")
+        low, high = self.viability.low, self.viability.high
+        self._extended = ExtendedObservation("InternalState(append=True)", inner, "internal", low, high)
+        self.observation_space = self._extended.space
+        self.internal_entries |= dict(zip(self.internal_names, self._extended.entries, strict=True))
+        if self.symmetries is not None:
+            self.symmetries = [symmetry.showing(size, len(self.internal_names), at) for symmetry in self.symmetries]
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
-        self._began[slots] = self._clock
+        super().begin(slots, observation, infos)
         # A new array: the rows of the old one were published.
         self.x = with_rows(self.x, slots, self._source.begin(slots, observation, infos))
         if self.check_finite:
@@ -187,7 +172,7 @@ class InternalStateLayer(Layer):
         infos.publish("internal", slots, self.x[slots])
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        self._clock += 1
+        reward = super().after(step)
         self._follow_tightness()
         infos, everyone = step.infos, self.everyone
         self.x = x = self._source.step(step.next_observation, step.action, step.reward, infos, step.live)
@@ -200,16 +185,11 @@ class InternalStateLayer(Layer):
         infos.publish("persist", everyone, margin, "margin")
         if self.curriculum is not None:
             infos.publish("persist", everyone, np.full(self.num_envs, int(self.curriculum.stage)), "stage")
-        infos.publish("reward_terms", everyone, step.reward, "task")
-        return step.reward
+        infos.publish("reward_terms", everyone, reward, "task")
+        return reward
 
     def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
-        if not self.append:
-            return observation
-        x = self.x[slots].astype(np.float32)
-        if isinstance(self._inner_space, spaces.Dict):
-            return {**observation, "internal": x}
-        return np.concatenate([flatten(self._inner_space, observation), x], axis=1, dtype=np.float32)
+        return self._extended.show(observation, self.x[slots]) if self.append else observation
 
     def _check(self, slots: NDArray[np.intp], observation: Batch) -> None:
         if not surely_finite(self.x):
@@ -233,7 +213,7 @@ class InternalStateLayer(Layer):
 
     def _refuse(self, slot: int, what: str, value: float) -> None:
         raise NonFiniteError(
-            f"environment {slot} returned {what} = {value} at step {self._clock - self._began[slot]} of its episode. "
+            f"environment {slot} returned {what} = {value} at step {self.age(slot)} of its episode. "
             "Find out why in the environment (a division by zero, a diverged simulation), or pass check_finite=False "
             "if your algorithm can learn from it"
         )

@@ -55,8 +55,6 @@ class BonusLayer(Layer):
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
     ) -> None:
         super().attach(num_envs, observation_space, action_space, lookup)
-        # Steps taken, and how many they were when each episode began.
-        self._clock, self._began = 0, np.zeros(num_envs, dtype=np.int64)
         self._alone: bool | None = None
 
     @property
@@ -85,25 +83,21 @@ class BonusLayer(Layer):
         :return: what it is worth, before :attr:`weight`, ``(n,)``; ignored where ``live`` is False
         """
 
-    def begin(self, slots: NDArray[np.intp], observation: Any, infos: Infos) -> None:
-        self._began[slots] = self._clock
-
     def after(self, step: Step) -> NDArray[np.float64]:
-        self._clock += 1
+        reward = super().after(step)
         weight = self.demands.intr_factor * self.weight
         bonus = self.bonus(step)
         bonus = step.where_live(bonus if weight == 1.0 else weight * bonus)
         if not surely_finite(bonus) and not np.isfinite(bonus).all():
             slot = int(np.argmin(np.isfinite(bonus)))
-            age = self._clock - self._began[slot]
             raise NonFiniteError(
                 f"the intrinsic reward ({type(self).__name__}) of environment {slot} is {bonus[slot]} at step "
-                f"{age} of its episode: either what the environment returned there is not finite "
+                f"{self.age(slot)} of its episode: either what the environment returned there is not finite "
                 "(InternalState checks that unless check_finite=False), or the model behind the bonus has diverged: "
                 "lower its learning_rate"
             )
         step.infos.publish("reward_terms", self.everyone, self._total(bonus, step.infos), TERM)
-        return step.reward + bonus
+        return reward + bonus
 
     def _total(self, bonus: NDArray[np.float64], infos: Infos) -> NDArray[np.float64]:
         """

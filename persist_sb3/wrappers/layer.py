@@ -133,6 +133,8 @@ class Layer:
         self.observation_space = observation_space
         self.action_space = action_space
         self.everyone = np.arange(num_envs)
+        # Steps taken, and how many they were when each episode began.
+        self._clock, self._began = 0, np.zeros(num_envs, dtype=np.int64)
 
     def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
         """
@@ -166,6 +168,7 @@ class Layer:
         :param observation: ``(n, ...)``; only the rows of ``slots`` are meant
         :param infos: what the reset reported
         """
+        self._began[slots] = self._clock
 
     def act(self, action: Batch) -> Batch:
         """
@@ -179,7 +182,17 @@ class Layer:
         :param step: the transition; publish what the layer has to say through ``step.infos``
         :return: the reward that goes up, ``(n,)``
         """
+        self._clock += 1
         return step.reward
+
+    def age(self, slot: int | np.integer) -> int:
+        """
+        For error messages; a layer whose :meth:`begin` and :meth:`after` do not call these here has none.
+
+        :param slot: an environment
+        :return: steps that its episode has taken
+        """
+        return int(self._clock - self._began[slot])
 
     def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
         """

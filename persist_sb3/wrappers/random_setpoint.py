@@ -9,13 +9,14 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.batch import Batch, flatten, with_rows
+from persist_sb3.batch import Batch, with_rows
 from persist_sb3.infos import Infos
 from persist_sb3.setpoint import SetpointInForce
 from persist_sb3.state import last_loaded
 from persist_sb3.streams import Streams
 from persist_sb3.viability import unknown_name
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.extended import ExtendedObservation
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
 
 KEY = "setpoint"
@@ -79,8 +80,10 @@ class RandomSetpointLayer(Layer):
         #: Least and greatest setpoint of every variable, ``(d,)`` each.
         self.setpoint_range: tuple[Floats, Floats] = (low, high)
         self._columns = np.array([self._names.index(name) for name in self.ranges])
-        self._inner_space = observation_space
-        self.observation_space = self._extended(observation_space)
+        # The declared setpoint may lie outside the range, and be shown in evaluation.
+        low, high = np.minimum(low, viability.mu)[self._columns], np.maximum(high, viability.mu)[self._columns]
+        self._extended = ExtendedObservation("RandomSetpoint", observation_space, KEY, low, high)
+        self.observation_space = self._extended.space
         self._streams = Streams(num_envs, salt=zlib.crc32(type(self).__name__.encode()))
         self._chosen: Floats | None = None
         self._bound = False
@@ -88,23 +91,6 @@ class RandomSetpointLayer(Layer):
         self._search: SetpointInForce | None = None
         #: The setpoints of the episodes in progress, ``(n, d)``.
         self.setpoints = np.tile(self._declared, (num_envs, 1))
-
-    def _extended(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
-        low, high = (bound[self._columns].astype(np.float32) for bound in self.setpoint_range)
-        # The declared setpoint may lie outside the range, and be shown in evaluation.
-        declared = self._declared[self._columns].astype(np.float32)
-        low, high = np.minimum(low, declared), np.maximum(high, declared)
-        if isinstance(space, spaces.Dict):
-            if KEY in space.spaces:
-                raise RuntimeError(f"the observation has a key {KEY!r} already: use one RandomSetpoint only")
-            return spaces.Dict({**space.spaces, KEY: spaces.Box(low, high, dtype=np.float32)})
-        flat = spaces.flatten_space(space)
-        if not isinstance(flat, spaces.Box):
-            raise RuntimeError(
-                f"RandomSetpoint cannot flatten {space}: wrap the environment so that it has a fixed size"
-            )
-        low, high = (np.append(*pair).astype(np.float32) for pair in ((flat.low, low), (flat.high, high)))
-        return spaces.Box(low, high, dtype=np.float32)
 
     def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
         self._streams.seed(slots, seeds)
@@ -175,10 +161,7 @@ class RandomSetpointLayer(Layer):
         return step.reward
 
     def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
-        shown = self.setpoints[slots][:, self._columns].astype(np.float32)
-        if isinstance(self._inner_space, spaces.Dict):
-            return {**observation, KEY: shown}
-        return np.concatenate([flatten(self._inner_space, observation), shown], axis=1, dtype=np.float32)
+        return self._extended.show(observation, self.setpoints[slots][:, self._columns])
 
 
 class _Setpoints(LayerOwner):

@@ -1,7 +1,6 @@
 """An agent that plans: it imagines courses of action, and takes the first step of the best that stays in the limits."""
 
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.batch import Batch, take, with_rows
+from persist_sb3.batch import Batch
 from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.imagination import Dynamics
@@ -20,9 +19,9 @@ from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.planning import Plan, Planner, Planning, Progress
 from persist_sb3.shield.lookahead import CALLBACKS, Function, trained
 from persist_sb3.state import last_loaded
-from persist_sb3.streams import Streams
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.layer import Layer, Lookup, Step
+from persist_sb3.wrappers.intervening import InterveningLayer
+from persist_sb3.wrappers.layer import Lookup, Step
 
 #: Models that the planner can use, and what they must be.
 KINDS: dict[str, type[Model]] = {
@@ -36,7 +35,7 @@ class PlannerError(RuntimeError):
     """The planner has no model of the world, or one that does not answer with numbers."""
 
 
-class ReachAvoidPlannerLayer(Layer):
+class ReachAvoidPlannerLayer(InterveningLayer):
     """
     Executes the first action of the best course that :class:`~persist_sb3.planning.Planning` finds, whatever the policy
     proposes: model predictive control, as an agent by itself. It imagines with the models of ``InternalModelCallback``
@@ -106,17 +105,10 @@ class ReachAvoidPlannerLayer(Layer):
                 _ = self.spec.actions
         except ValueError as error:
             raise RuntimeError(f"ReachAvoidPlanner: {error}") from error
-        self._streams = Streams(num_envs, salt=zlib.crc32(type(self).__name__.encode()))
         self._models: dict[str, Any] = {}
         self._bound = self._looked = False
         self._planner: Planner | None = None
         self._plan: Plan | None = None
-        self._observation: Batch = None
-        self._x = np.zeros((num_envs, self.spec.internal_dim))
-        self._intervened = np.zeros(num_envs, dtype=bool)
-
-    def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
-        self._streams.seed(slots, seeds)
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         self._bound, self._looked = True, False
@@ -185,10 +177,7 @@ class ReachAvoidPlannerLayer(Layer):
         return self._plan
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
-        if len(slots) < self.num_envs:
-            observation = with_rows(self._observation, slots, take(observation, slots))
-        self._observation = observation
-        self._x = with_rows(self._x, slots, infos.column(("internal",), slots))
+        super().begin(slots, observation, infos)
         self._plan = None
         if self._planner is not None:
             self._planner.forget(slots)
@@ -202,20 +191,13 @@ class ReachAvoidPlannerLayer(Layer):
         return plan.action.astype(action.dtype)
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        infos, plan = step.infos, self._plan
-        self._observation = step.next_observation
-        self._x = infos.column(("internal",), self.everyone)
+        reward, plan = super().after(step), self._plan
         self._plan = None
-        intervened = self._intervened & step.live
-        infos.publish("intervened", self.everyone, intervened)
-        changed = np.flatnonzero(intervened)
-        if len(changed):
-            infos.publish("executed_action", changed, step.action[changed])
         planned = np.flatnonzero(step.live)
         if plan is not None and len(planned):
             for name in ("feasible", "margin", "score", "reached"):
-                infos.publish("planner", planned, getattr(plan, name)[planned], name)
-        return step.reward
+                step.infos.publish("planner", planned, getattr(plan, name)[planned], name)
+        return reward
 
 
 class ReachAvoidPlanner(LayerWrapper):

@@ -11,6 +11,7 @@ from persist_sb3.infos import Infos
 from persist_sb3.intrinsic.smirl import EpisodeDensity
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.extended import ExtendedObservation
 from persist_sb3.wrappers.intrinsic import BonusLayer, BonusWrapper
 from persist_sb3.wrappers.layer import Lookup, Step
 
@@ -49,16 +50,9 @@ class SMiRLBonusLayer(BonusLayer):
         self._inner_space = observation_space
         size = StateSpec(observation_space, action_space, lookup("viability")).observation_dim
         self._density = EpisodeDensity(num_envs, size, *self._prior)
-        shown = spaces.Box(-np.inf, np.inf, (2 * size + 1,), dtype=np.float32)
-        if isinstance(observation_space, spaces.Dict):
-            if KEY in observation_space.spaces:
-                raise RuntimeError(f"the observation has a key {KEY!r} already: use one SMiRLBonus only")
-            self.observation_space = spaces.Dict({**observation_space.spaces, KEY: shown})
-        else:
-            flat = spaces.flatten_space(observation_space)
-            assert isinstance(flat, spaces.Box)
-            low, high = (np.append(*pair) for pair in ((flat.low, shown.low), (flat.high, shown.high)))
-            self.observation_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+        unbounded = np.full(2 * size + 1, np.inf)
+        self._extended = ExtendedObservation("SMiRLBonus", observation_space, KEY, -unbounded, unbounded)
+        self.observation_space = self._extended.space
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         super().begin(slots, observation, infos)
@@ -71,10 +65,7 @@ class SMiRLBonusLayer(BonusLayer):
         return bonus
 
     def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
-        statistics = self._density.statistics(slots)
-        if isinstance(self._inner_space, spaces.Dict):
-            return {**observation, KEY: statistics}
-        return np.concatenate([flatten(self._inner_space, observation), statistics], axis=1, dtype=np.float32)
+        return self._extended.show(observation, self._density.statistics(slots))
 
 
 class SMiRLBonus(BonusWrapper):

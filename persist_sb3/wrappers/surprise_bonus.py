@@ -14,7 +14,7 @@ from persist_sb3.intrinsic.surprise import UNIT, WORLD_MODEL, Surprise
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.intrinsic import BonusLayer, BonusWrapper
-from persist_sb3.wrappers.layer import Lookup, Step
+from persist_sb3.wrappers.layer import Lookup, Step, declared
 
 
 class SurpriseBonusLayer(BonusLayer):
@@ -104,11 +104,8 @@ def _refuse_shield_below(lookup: Lookup) -> None:
     :param lookup: finds attributes of what is below
     :raises RuntimeError: if a shield is: other actions than this layer sees are executed there
     """
-    try:
-        lookup("lookahead")
-    except RuntimeError:
-        return
-    raise RuntimeError("SurpriseBonus must see the actions that are executed: place it inside ActionShield")
+    if declared(lookup, "lookahead", None) is not None:
+        raise RuntimeError("SurpriseBonus must see the actions that are executed: place it inside ActionShield")
 
 
 class SurpriseBonus(BonusWrapper):

@@ -1,0 +1,39 @@
+"""Small agents for the toy environments, and what they log."""
+
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import KVWriter
+from stable_baselines3.common.vec_env import VecEnv
+
+
+def make_model(env: VecEnv, algorithm: Any = PPO, **more: Any) -> BaseAlgorithm:
+    """
+    :param env: what it learns in
+    :param algorithm: PPO, or an off-policy algorithm
+    :param more: parameters, over those that make it small
+    :return: an agent that learns something within some hundred steps
+    """
+    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu", "seed": 0}
+    if algorithm is PPO:
+        kwargs |= {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    else:
+        kwargs |= {"learning_starts": 40, "buffer_size": 300, "batch_size": 8, "train_freq": 8, "gradient_steps": 1}
+    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
+    model: BaseAlgorithm = algorithm(policy, env, **kwargs | more)
+    return model
+
+
+class Pages(KVWriter):
+    """Keeps what the logger writes, a page at a time."""
+
+    def __init__(self) -> None:
+        self.pages: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
+        self.pages.append(dict(key_values))
+
+    def close(self) -> None:
+        pass
