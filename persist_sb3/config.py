@@ -158,6 +158,7 @@ class ShieldSection(_Section):
     :param infeasible: what is executed where no action passes: ``"safest"``, or ``"planner"``: the first step of a
         planned course that stays inside
     :param caution: how far the threshold rises where the internal model's networks disagree twice as much as is typical
+    :param guards: internal variables that it keeps inside their limits. Default: all
     """
 
     mode: Mode | None = None
@@ -171,6 +172,7 @@ class ShieldSection(_Section):
     fallback: int | tuple[float, ...] | None = None
     infeasible: Literal["safest", "planner"] = "safest"
     caution: NonNegative = 0.0
+    guards: tuple[str, ...] | None = None
 
     @property
     def judge(self) -> Mode:
@@ -445,6 +447,7 @@ class PersistConfig(_Section):
             "rollouts": self.train.model_rollouts,
             "infeasible": shield.infeasible,
             "caution": shield.caution,
+            "guards": shield.guards and list(shield.guards),
         }
 
     def wrap(self, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

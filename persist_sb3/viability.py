@@ -250,6 +250,27 @@ class ViabilitySet:
                 floor[j], ceiling[j] = max(floor[j], low), min(ceiling[j], high)
         return floor, ceiling
 
+    def about(self, names: Sequence[str]) -> "ViabilitySet":
+        """
+        The set of those constraints that mention one of some variables; ``x`` keeps all of its variables.
+
+        :param names: of internal variables
+        :return: the new set; this one is unchanged
+        :raises ValueError: if there is no such variable, or no constraint mentions one of them
+        """
+        for name in names:
+            if name not in self.dims:
+                raise ValueError(unknown_name(name, self.dims))
+        kept = [i for i, constraint in enumerate(self.constraints) if set(constraint.names) & set(names)]
+        if not kept:
+            raise ValueError(f"no constraint is about {list(names)}: they are {list(self.names)}")
+        narrowed = copy.copy(self)
+        narrowed.constraints = tuple(self.constraints[i] for i in kept)
+        narrowed.scale = self.scale[kept]
+        narrowed.scale.flags.writeable = False
+        narrowed._compile()
+        return narrowed
+
     def tighten(self, k: float) -> "ViabilitySet":
         """
         The set drawn together about the setpoint, ``V_k = mu + (V - mu) / k``: its margins are

@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import get_device
 from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.models.base import Model
 from persist_sb3.models.spec import StateSpec
+from persist_sb3.viability import ViabilitySet
 
 
 class LearningCallback(PersistCallback):
@@ -149,9 +150,16 @@ class LearningCallback(PersistCallback):
         observation_space = self.model.observation_space
         assert isinstance(observation_space, spaces.Space)
         try:
-            return StateSpec(observation_space, self.model.action_space, self.lookup("viability"))
+            return StateSpec(observation_space, self.model.action_space, self._constraints())
         except ValueError as error:
             raise RuntimeError(f"{type(self).__name__}: {error}") from error
+
+    def _constraints(self) -> ViabilitySet:
+        """
+        :return: the constraints that the model is about
+        """
+        declared: ViabilitySet = self.lookup("viability")
+        return declared
 
     def _on_step(self) -> bool:
         self.store.read(self.locals)

@@ -14,6 +14,8 @@ from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.objectives import ObjectiveName, make_objective
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
+from persist_sb3.viability import ViabilitySet
+from persist_sb3.wrappers.layer import declared
 
 
 class ViabilityCallback(LearningCallback):
@@ -148,7 +150,7 @@ class ViabilityCallback(LearningCallback):
             return
         demonstrations = self.demonstrations
         if not isinstance(demonstrations, Demonstrations):
-            demonstrations = Demonstrations.load(demonstrations, self.spec.viability)
+            demonstrations = Demonstrations.load(demonstrations, self.lookup("viability"))
         self.store.preload(demonstrations.transitions)
         outside = CounterExamples(self.spec, self.lookup("internal_entries")) if self.counter_examples else None
         while self.updates < self.pretrain_steps:
@@ -191,6 +193,10 @@ class ViabilityCallback(LearningCallback):
         share = 0.0 if self.demonstrations is None else self.demonstration_share
         source = self.store if self._near is None else self._near
         return source.sample(self.batch_size, self.generator, share)
+
+    def _constraints(self) -> ViabilitySet:
+        guarded: ViabilitySet | None = declared(self.lookup, "guarded", None)
+        return super()._constraints() if guarded is None else guarded
 
     def _make(self, spec: StateSpec) -> ViabilityCritic:
         return ViabilityCritic(spec, self.net_arch, self.members)

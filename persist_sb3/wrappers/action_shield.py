@@ -32,6 +32,7 @@ from persist_sb3.shield.enumerated import Verifier
 from persist_sb3.shield.lookahead import CALLBACKS, MODES, Function, LookAhead, Mode, trained
 from persist_sb3.shield.rollouts import Policy, RolloutVerifier
 from persist_sb3.state import last_loaded
+from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.intervening import InterveningLayer
 from persist_sb3.wrappers.layer import Lookup, Step, declared
@@ -46,6 +47,8 @@ KINDS: dict[str, type[Model]] = {
     "familiarity": Familiarity,
     "safety": SafetyNetwork,
 }
+#: Those that are about the constraints that the shield guards, and not about all.
+GUARDING = ("viability", "safety")
 CALIBRATED: Literal["calibrated"] = "calibrated"
 
 #: Least value of an action that passes, while nothing has been measured.
@@ -119,6 +122,10 @@ class ActionShieldLayer(InterveningLayer):
         models of ``"search"``, in any mode
     :param caution: how far the threshold rises, in scaled margins, where the internal model's ensemble disagrees twice
         as much as is typical (:class:`~persist_sb3.shield.caution.CautiousCritic`). 0 asks for no such model
+    :param guards: internal variables that it keeps inside their limits, while the others are left to the policy (all).
+        Leave out what lies further ahead than the critic sees (``1 / (1 - gamma)`` steps), such as a store that runs
+        out over hundreds of steps: when it is about to, no action helps, and until then the critic forbids detours
+        that lead to more of it
     :raises ValueError: if a parameter is out of its range
     """
 
@@ -141,6 +148,7 @@ class ActionShieldLayer(InterveningLayer):
         min_agreement: float = 0.9,
         infeasible: Literal["safest", "planner"] = "safest",
         caution: float = 0.0,
+        guards: Sequence[str] | None = None,
     ) -> None:
         self.calibrated = threshold == CALIBRATED
         if isinstance(threshold, str) and not self.calibrated:
@@ -168,6 +176,9 @@ class ActionShieldLayer(InterveningLayer):
             raise ValueError(f"infeasible={infeasible!r} must be 'safest' or 'planner'")
         if not (np.isfinite(caution) and caution >= 0.0):
             raise ValueError(f"caution={caution} must be a finite number, at least 0")
+        if guards is not None and (isinstance(guards, str) or not guards):
+            raise ValueError(f"guards={guards!r} must be a list of internal variables, at least one")
+        self.guards = guards
         self.infeasible = infeasible
         self.caution = caution
         self.mode = mode
@@ -186,9 +197,13 @@ class ActionShieldLayer(InterveningLayer):
     ) -> None:
         super().attach(num_envs, observation_space, action_space, lookup)
         try:
-            self.spec = StateSpec(observation_space, action_space, lookup("viability"))
+            viability: ViabilitySet = lookup("viability")
+            self.guarded = viability if self.guards is None else viability.about(self.guards)
+            self.spec = StateSpec(observation_space, action_space, self.guarded)
+            self._whole = StateSpec(observation_space, action_space, viability)
         except ValueError as error:
             raise RuntimeError(f"ActionShield: {error}") from error
+        self._numbers = np.array([viability.names.index(name) for name in self.guarded.names])
         entries = declared(lookup, "belief_entries", {})
         self._belief = BeliefColumns.find(self.spec, entries) if entries else None
         self.lookahead = replace(self.lookahead, belief=entries)
@@ -298,7 +313,8 @@ class ActionShieldLayer(InterveningLayer):
             )
         if found:
             try:
-                self._use({name: rebuild(saved, self.spec, KINDS[name]) for name, saved in found.items()})
+                specs = {name: self.spec if name in GUARDING else self._whole for name in found}
+                self._use({name: rebuild(saved, specs[name], KINDS[name]) for name, saved in found.items()})
                 if measured is not None:
                     self._calibration = rebuild(measured, self.spec, Calibration)
             except ValueError as error:
@@ -511,7 +527,7 @@ class ActionShieldLayer(InterveningLayer):
             ("executed_value", executed.score),
             ("p_safe", proposed.p_safe),
             ("executed_p_safe", executed.p_safe),
-            ("constraint", proposed.constraint),
+            ("constraint", self._numbers[proposed.constraint]),
             ("margin", proposed.margin),
             ("step", proposed.step),
             ("infeasible", decision.infeasible[slots]),
@@ -529,6 +545,11 @@ class _Declarations(LayerOwner):
     def lookahead(self) -> LookAhead:
         """Parameters of the search."""
         return self.layer.lookahead
+
+    @property
+    def guarded(self) -> ViabilitySet:
+        """The constraints that the shield keeps."""
+        return self.layer.guarded
 
 
 class ActionShield(_Declarations, LayerWrapper):
