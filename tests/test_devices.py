@@ -156,7 +156,7 @@ def critic(spec: StateSpec) -> list[torch.Tensor]:
         make_objective(name, None)(values, elsewhere(4, 2), elsewhere(4, 2), elsewhere(4, 1, dtype=torch.bool), 0.9)
         for name in ("reachability", "classifier")
     ]
-    sum(losses, elsewhere()).backward()
+    (losses[0] + losses[1]).backward()
     return losses
 
 
