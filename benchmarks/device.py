@@ -64,13 +64,13 @@ def learner(kind: str, width: int, device: str) -> LearningCallback:
     :param kind: a key of ``MODELS``
     :param width: 0 for the default, 1 for 4 times that
     :param device: where it learns
-    :return: the callback, with 1024 transitions to learn from, of which it has not learned
+    :return: the callback, with 512 transitions to learn from, of which it has not learned
     """
     callback_class, _, sizes = MODELS[kind]
     callback: LearningCallback = callback_class(learning_starts=NEVER, device=device, **sizes[width])
     venv = VecInternalState(make_vec_env(ENV, n_envs=8, seed=0))
-    model = PPO("MultiInputPolicy", venv, n_steps=128, batch_size=1024, n_epochs=1, seed=0, device="cpu")
-    model.learn(1024, callback=callback)
+    model = PPO("MultiInputPolicy", venv, n_steps=64, batch_size=512, n_epochs=1, seed=0, device="cpu")
+    model.learn(512, callback=callback)
     return callback
 
 
@@ -165,7 +165,8 @@ def spread(values: list[float]) -> str:
     :param values: repetitions
     :return: their median and range, as text
     """
-    return f"{median(values):.3g} [{min(values):.3g}, {max(values):.3g}]"
+    middle, low, high = (f"{x:.3g}" if x < 1000.0 else f"{x:.0f}" for x in (median(values), min(values), max(values)))
+    return f"{middle} [{low}, {high}]"
 
 
 def main() -> None:
@@ -193,7 +194,7 @@ def main() -> None:
         "milliseconds": {},
     }
     table = Table(
-        title=f"Milliseconds an update, median [range] of {own.repeats}; {gpu or 'no GPU here'}, {cores} cores"
+        title=f"Milliseconds an update, median and range of {own.repeats}; {gpu or 'no GPU here'}, {cores} cores"
     )
     for column in ("", *settings, *(["CPU / CUDA"] if gpu else [])):
         table.add_column(column, justify="right", no_wrap=column == "")
