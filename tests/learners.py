@@ -85,7 +85,7 @@ class Training:
         walkers = DummyVecEnv([partial(Walker, observation, self.action)] * 4)
         return self.layers(VecInternalState(walkers, **LIMITS))
 
-    def learners(self, device: str) -> tuple[list[PersistCallback], list[LearningCallback]]:
+    def learners(self, device: str) -> tuple[list[Any], list[LearningCallback]]:
         """
         :param device: where they train
         :return: all callbacks, and those of them that train a model
