@@ -185,7 +185,8 @@ class Run:
             kwargs |= {"buffer_size": 1, "optimize_memory_usage": False}
         if "HerReplayBuffer" in str(self._config.get("replay_buffer_class", "")):
             kwargs["env"] = venv
-        unused = {"learning_rate": 0.0, "lr_schedule": _zero, "clip_range": _zero}
+        # The memory of a recurrent policy is begun anew, and lies on the device of the training, which may not be here.
+        unused = {"learning_rate": 0.0, "lr_schedule": _zero, "clip_range": _zero, "_last_lstm_states": None}
         try:
             return ALGOS[self.algo].load(path, custom_objects=unused, **kwargs)
         except Exception as error:  # A damaged zip makes zipfile, pickle and torch raise nearly anything.

@@ -60,8 +60,8 @@ def _encode(value: Any, where: str) -> Any:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, torch.Tensor):
-        # A view would drag its whole storage into the file.
-        return value.detach().clone()
+        # A view would drag its whole storage into the file, and another device would have to be there to read it.
+        return value.detach().to("cpu", copy=True)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject and value.dtype.names is None:
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).copy()
         return {_ARRAY: (value.dtype.str, value.shape, torch.from_numpy(data))}

@@ -1,5 +1,6 @@
 """What every callback that trains a model does: collect transitions, update on a schedule, log, resume."""
 
+import copy
 import os
 from abc import abstractmethod
 from collections import defaultdict
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.utils import get_device
 
 from persist_sb3.callbacks.base import PersistCallback
+from persist_sb3.devices import CPU, check_device, find_device
 from persist_sb3.models.base import Model
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.viability import ViabilitySet
@@ -24,7 +25,7 @@ class LearningCallback(PersistCallback):
     :meth:`_make` and updates it in :meth:`_update`; the model is shared with the layers under that name.
 
     On another device than the CPU the learner is a copy there, and the layers' model follows it after each training;
-    on the CPU they are one.
+    on the CPU they are one. Initial weights and batches are drawn on the CPU, so they do not depend on the device.
 
     :param buffer_size: transitions kept to learn from; 0 for a subclass that keeps its own
     :param batch_size: transitions in a gradient step
@@ -32,11 +33,12 @@ class LearningCallback(PersistCallback):
     :param train_freq: steps of the vectorised environment between two trainings
     :param gradient_steps: gradient steps in each training
     :param learning_rate: of Adam
-    :param device: where to train: ``"cpu"``, ``"cuda"``, or ``"auto"`` (CUDA if there is one)
+    :param device: where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ..., or ``"auto"`` (CUDA if there is one). Where
+        there is none, ``"cuda"`` is refused when training starts
     :param seed: of initial weights and batches. Default: the algorithm's
     :param log_path: folder for files that the callback writes
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
-    :raises ValueError: if a parameter is out of its range
+    :raises ValueError: if a parameter is out of its range, or there is no such device
     """
 
     #: Of the shared part, and of what is logged.
@@ -64,6 +66,7 @@ class LearningCallback(PersistCallback):
                 raise ValueError(f"{key}={value} must not be negative")
         if not learning_rate > 0.0:
             raise ValueError(f"learning_rate={learning_rate} must be positive")
+        check_device(device)
         self.buffer_size = buffer_size
         self.batch_size = batch_size
         self.learning_starts = learning_starts
@@ -129,22 +132,24 @@ class LearningCallback(PersistCallback):
         self.generator.bit_generator.state = state["generator"]
 
     def _on_training_start(self) -> None:
+        device = self._find_device()
         self.spec = self._spec()
         seed = self.model.seed if self.seed is None else self.seed
         self.generator = np.random.default_rng(seed)
         with seeded(int(self.generator.integers(2**31))):
             self.actor = self._make(self.spec)
         self.state.register(self.name, self.actor, shared=True)
-        device = get_device(self.device)
-        self.learner = self.actor
-        if device.type != "cpu":
-            self.learner = type(self.actor)(self.spec, **self.actor.arguments)
-            self.learner.load_state_dict(self.actor.state_dict())
-            self.learner.to(device)
+        self.learner = self.actor if device == CPU else copy.deepcopy(self.actor).to(device)
         self.optimizer = torch.optim.Adam(self._parameters(), lr=self.learning_rate, fused=True)
         self.state.register(f"{self.name}_training", self)
         self.store.reserve(self.buffer_size)
         super()._on_training_start()
+
+    def _find_device(self) -> torch.device:
+        try:
+            return find_device(self.device)
+        except RuntimeError as error:
+            raise RuntimeError(f"{type(self).__name__}: {error}") from error
 
     def _spec(self) -> StateSpec:
         observation_space = self.model.observation_space
@@ -193,11 +198,12 @@ class LearningCallback(PersistCallback):
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """
-    Seed PyTorch's generators inside, and leave those outside as they were, so that training is the same with and
-    without the model.
+    Seed PyTorch's generator of the CPU, where models are made, and put it back afterwards, so that training is the same
+    with and without the model. Generators of other devices are left alone: to ask for their state would start CUDA in
+    runs that do not use it.
 
-    :param seed: of the generators inside
+    :param seed: of the generator inside
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield

@@ -135,6 +135,12 @@ class EquivariantLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_kept": None}
 
+    def _apply(self, *args: Any, **kwargs: Any) -> "EquivariantLinear":
+        # It moves to another device, or to another type of numbers.
+        self._kept = None
+        moved: EquivariantLinear = super()._apply(*args, **kwargs)
+        return moved
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
         :param x: ``(n, inputs)``

@@ -137,9 +137,9 @@ class LearnedDynamics:
         for observed, inner in zip(world, internal, strict=True):
             outer, inside = observed.mean(dim=0), inner.mean(dim=0)
             if self._internal is None:
-                both.append(torch.cat([outer, outer[:, torch.as_tensor(self._read)]], dim=1))
+                both.append(torch.cat([outer, outer[:, torch.as_tensor(self._read, device=state.device)]], dim=1))
                 continue
-            columns, variables = torch.as_tensor(self._shown)[self._world.faithful].T
+            columns, variables = torch.as_tensor(self._shown, device=state.device)[self._world.faithful].T
             both.append(torch.cat([outer.index_copy(1, columns, inside[:, variables]), inside], dim=1))
         mean, var = both
         return mean, var

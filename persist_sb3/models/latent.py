@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from persist_sb3.draws import Draws, Noise, hash_rows
 from persist_sb3.models.categorical import balanced_kl, log_unimix, straight_through
@@ -77,6 +78,9 @@ class LatentModel(ObservationModel, PredictiveModel):
     :raises ValueError: if a size is below 1, ``unimix`` is out of its range, or there is no such column or variable
     """
 
+    # Numbers without bounds, on the device of the model.
+    _shrunk: torch.Tensor
+
     #: There is one network: what it has not learned does not show as disagreement.
     members = 1
 
@@ -119,6 +123,7 @@ class LatentModel(ObservationModel, PredictiveModel):
                 last[-1] = 0.0
         unbounded = ~(np.isfinite(heads.low) & np.isfinite(heads.high))
         self._unbounded = heads.numeric[unbounded]
+        self.register_buffer("_shrunk", torch.tensor(self._unbounded), persistent=False)
         self._observed = int((heads.numeric < spec.observation_dim).sum())
         self._fast_standardizer = self.standardizer.numpy()
 
@@ -181,10 +186,13 @@ class LatentModel(ObservationModel, PredictiveModel):
         :param belief: about the episodes. Default: none
         :return: mean and variance of ``s'``, ``(1, n, D)`` both
         """
-        if belief is None:
-            belief = self.initial(state.detach().cpu().numpy())
-        memory, latent = (torch.as_tensor(part, device=state.device) for part in belief)
         seen = self.encoder(self.standardizer(self._seen(state)))
+        if belief is None:
+            memory = state.new_zeros(len(state), self.gru_size)
+            likeliest = self._log_p(self.posterior, memory, seen).argmax(dim=2)
+            latent = functional.one_hot(likeliest, self.classes).to(state.dtype).flatten(1)
+        else:
+            memory, latent = (torch.as_tensor(part, device=state.device) for part in belief)
         memory = self.cell(self.mixer(torch.cat([latent, seen, action], dim=1)), memory)
         likely = self._log_p(self.prior, memory).exp().flatten(1)
         out = self._split(self.decoder(torch.cat([memory, likely], dim=1))[None])
@@ -195,8 +203,7 @@ class LatentModel(ObservationModel, PredictiveModel):
         return log_unimix(logits.unflatten(1, (self.groups, self.classes)), self.unimix)
 
     def _seen(self, state: torch.Tensor) -> torch.Tensor:
-        columns = torch.as_tensor(self._unbounded, device=state.device)
-        return state.index_copy(state.dim() - 1, columns, symlog(state[..., columns]))
+        return state.index_copy(state.dim() - 1, self._shrunk, symlog(state[..., self._shrunk]))
 
     # In NumPy
 

@@ -1,7 +1,7 @@
 """Ensembles of multilayer perceptrons, evaluated all members at once, in torch and in NumPy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +41,12 @@ class Standardizer(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("var", torch.ones(size))
         self.register_buffer("count", torch.zeros(()))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Standardizer":
+        # In place, as parameters move to another device: whoever has a view of the moments keeps it.
+        for moment in (self.mean, self.var, self.count):
+            moment.data = fn(moment)
+        return self
 
     @torch.no_grad()
     def update(self, batch: torch.Tensor) -> None:

@@ -113,11 +113,17 @@ class PredictiveModel(Model):
     """
 
     updates: torch.Tensor
+    # Which columns are predicted how, on the device of the model.
+    _numeric: torch.Tensor
+    _one_hot: torch.Tensor
+    _binary: torch.Tensor
 
     def __init__(self, spec: StateSpec, part: slice, heads: Heads, **arguments: Any) -> None:
         super().__init__(spec, **arguments)
         self.part = part
         self.heads = heads
+        for name in ("numeric", "one_hot", "binary"):
+            self.register_buffer(f"_{name}", torch.tensor(getattr(heads, name)), persistent=False)
         self.standardizer = Standardizer(spec.state_dim)
         discrete = isinstance(spec.action_space, spaces.Discrete) and spec.action_dim <= MAX_GROUPS
         groups = spec.action_dim if discrete else 1
@@ -144,7 +150,7 @@ class PredictiveModel(Model):
         :param target: the predicted part of ``s'``, ``(n, m)``
         """
         self.standardizer.update(self._seen(state))
-        change = (target - state[:, self.part])[:, self._columns(state.device)[0]]
+        change = (target - state[:, self.part])[:, self._numeric]
         self.linear.update(torch.cat([state, action], dim=1), change, action.argmax(dim=1))
 
     def _seen(self, state: torch.Tensor) -> torch.Tensor:
@@ -161,7 +167,7 @@ class PredictiveModel(Model):
         :return: what the regression expects of numbers, ``(n, g)``, and what they typically differ by, ``(g,)``
         """
         change = self.linear(torch.cat([state, action], dim=1), action.argmax(dim=1))
-        numbers = state[:, self.part][:, self._columns(state.device)[0]]
+        numbers = state[:, self.part][:, self._numeric]
         return numbers + change, (self.linear.residual + FLOOR).sqrt()
 
     def _split(self, outputs: torch.Tensor) -> Distribution:
@@ -184,7 +190,7 @@ class PredictiveModel(Model):
         :return: what is then expected of numbers, ``(e, n, g)``, and what they typically differ by, ``(g,)``
         """
         expected, scale = self._expected(state, action)
-        numbers = state[:, self.part][:, self._columns(state.device)[0]]
+        numbers = state[:, self.part][:, self._numeric]
         return expected - (1.0 - gate) * (expected - numbers), scale
 
     def _describe(
@@ -196,12 +202,12 @@ class PredictiveModel(Model):
         :param scale: what numbers typically differ by from it, ``(g,)``
         :return: mean and variance, ``(e, n, m)`` both
         """
-        numeric, one_hot, binary = self._columns(expected.device)
         mean = expected.new_zeros(*out.mean.shape[:-1], self.heads.width)
         var = torch.zeros_like(mean)
-        mean = mean.index_copy(2, numeric, expected + scale * out.mean)
-        var = var.index_copy(2, numeric, scale.square() * out.log_var.exp())
-        for columns, p in ((one_hot, self._log_softmax(out.one_hot).exp()), (binary, out.binary.sigmoid())):
+        mean = mean.index_copy(2, self._numeric, expected + scale * out.mean)
+        var = var.index_copy(2, self._numeric, scale.square() * out.log_var.exp())
+        one_hot = self._log_softmax(out.one_hot).exp()
+        for columns, p in ((self._one_hot, one_hot), (self._binary, out.binary.sigmoid())):
             mean = mean.index_copy(2, columns, p)
             var = var.index_copy(2, columns, p * (1.0 - p))
         return mean, var
@@ -217,15 +223,11 @@ class PredictiveModel(Model):
         :param beta: see :func:`beta_nll`
         :return: summed over entries, ``(e, n)``
         """
-        numeric, one_hot, binary = self._columns(target.device)
-        scaled = (target[:, numeric] - expected) / scale
+        scaled = (target[:, self._numeric] - expected) / scale
         loss = beta_nll(out.mean, out.log_var, scaled, beta).sum(dim=2)
-        loss = loss - (self._log_softmax(out.one_hot) * target[:, one_hot]).sum(dim=2)
-        switched = target[:, binary].expand_as(out.binary)
+        loss = loss - (self._log_softmax(out.one_hot) * target[:, self._one_hot]).sum(dim=2)
+        switched = target[:, self._binary].expand_as(out.binary)
         return loss + functional.binary_cross_entropy_with_logits(out.binary, switched, reduction="none").sum(dim=2)
-
-    def _columns(self, device: torch.device) -> list[torch.Tensor]:
-        return [torch.as_tensor(c, device=device) for c in (self.heads.numeric, self.heads.one_hot, self.heads.binary)]
 
     def _log_softmax(self, logits: torch.Tensor) -> torch.Tensor:
         groups = logits.split(list(self.heads.sizes), dim=2) if self.heads.sizes else []
