@@ -1,7 +1,7 @@
 """
 What each part adds: agents on GridLife with the scent of food, trained with and without the homeostat, the shield, and
-demonstrations by the planner, all evaluated on layouts that they have not seen. Networks are equivariant, as shipped,
-and SB3's own where a condition says "plain" and for "task reward".
+demonstrations by the planner, all evaluated on layouts that they have not seen. All remember what they saw and have
+equivariant networks, as shipped, but "task reward": that is SB3's PPO as it is.
 
 Beside them stands what others do: a fixed price of dying ("death penalty"), one that is learned so that at most one in
 20 episodes ends in death ("PPO-Lagrangian"); and, as the ceiling of masking, MaskablePPO with the masks of a planner
@@ -30,9 +30,9 @@ from persist_sb3 import hyperparams, plots
 from persist_sb3.metrics import read_episodes
 
 ENV = "GridLifeScent-v0"
-#: Demonstrations are recorded once, on training layouts.
+#: Demonstrations are recorded once, on training layouts, and show what the agents see.
 EPISODES = 20
-INTERNAL, HOMEOSTAT, SHIELD = hyperparams.load("ppo")[ENV]["vec_env_wrapper"]
+MEMORY, INTERNAL, HOMEOSTAT, SHIELD = hyperparams.load("ppo")[ENV]["vec_env_wrapper"]
 METRICS, VIABILITY = hyperparams.load("ppo")[ENV]["callback"]
 CLONING = "persist_sb3.callbacks.BehaviourCloningCallback"
 #: Price of dying, which is a single step: as much as the homeostat's.
@@ -54,40 +54,44 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
     patient = {name: {**parameters, "min_updates": 3000} for name, parameters in SHIELD.items()}
 
     def given(layers: list[Any], callbacks: list[Any]) -> list[str]:
-        return ["-params", f"vec_env_wrapper:{[INTERNAL, *layers]}", f"callback:{[METRICS, *callbacks]}"]
+        return ["-params", f"vec_env_wrapper:{[MEMORY, INTERNAL, *layers]}", f"callback:{[METRICS, *callbacks]}"]
 
-    bare, unshielded = given([], []), given([HOMEOSTAT], [])
+    alone = ["-params", f"vec_env_wrapper:{[INTERNAL]}", f"callback:{[METRICS]}", *PLAIN]
+    # All constraints, energy among them, which the shipped shield leaves to the policy.
+    all_guarded = {name: {**parameters, "guards": None} for name, parameters in SHIELD.items()}
     return {
-        "task reward": Condition([*bare, *PLAIN]),
-        "task reward, equivariant": Condition(bare),
-        "homeostat, plain": Condition([*unshielded, *PLAIN]),
-        "homeostat": Condition(unshielded),
+        "task reward": Condition(alone),
+        "task reward, memory": Condition(given([], [])),
+        "homeostat": Condition(given([HOMEOSTAT], [])),
         "death penalty": Condition(given([PENALTY], [])),
         "PPO-Lagrangian": Condition(given(["persist_sb3.wrappers.VecCostPenalty"], [LAGRANGE])),
         "oracle masks": Condition(given([HOMEOSTAT, ORACLE], []), "ppo_mask"),
         "shield": Condition([]),
         "shield, masks": Condition([], "ppo_mask"),
+        "shield, masks, all guarded": Condition(given([HOMEOSTAT, all_guarded], [VIABILITY]), "ppo_mask"),
         "homeostat, demonstrations": Condition(given([HOMEOSTAT], [cloning])),
         "shield, masks, demonstrations": Condition(given([HOMEOSTAT, patient], [learning, cloning]), "ppo_mask"),
     }
 
 
-def record(path: Path) -> None:
+def record(path: Path, *options: str) -> None:
     """
     :param path: where the demonstrations are to be
+    :param options: further options of ``persist_sb3.demonstrate``
     """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "persist_sb3.demonstrate", "--env", ENV, "--episodes", str(EPISODES)]
-        subprocess.run([*command, "--task-weight", "3", "--output", str(path)], check=True, stdout=subprocess.DEVNULL)
+        command += ["--task-weight", "3", "--output", str(path), *options]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
     """Record and train what is missing, evaluate, and write the table and the plot."""
     own = parse(__doc__, "shield", conditions(Path()), seeds=5, timesteps=300_000, episodes=200)
-    demonstrations = (own.folder / "demonstrations.npz").resolve()
+    demonstrations = (own.folder / "demonstrations-memory.npz").resolve()
     if any(name.endswith("demonstrations") for name in own.only):
-        record(demonstrations)
+        record(demonstrations, "--memory")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in own.only}
     tests: dict[str, Records] = {name: [] for name in own.only}
     for name, run in trained(ENV, conditions(demonstrations), own):

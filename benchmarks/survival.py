@@ -1,7 +1,7 @@
 """
-Who stays alive: PPO on GridLife as shipped, with the homeostat and equivariant networks, against PPO with SB3's
-networks on the task reward alone; against each of the two parts without the other; and against five times the raw
-deviation reward on top of the task, which pays the agent to die.
+Who stays alive: PPO on GridLife as shipped, with the homeostat, a memory and equivariant networks, against SB3's PPO on
+the task reward alone; against agents that lack one or more of these parts; and against five times the raw deviation
+reward on top of the task, which pays the agent to die.
 
 Every agent is trained by ``train.py`` with the hyperparameters in ``persist_sb3/hyperparams/ppo.yml``, and evaluated on
 layouts that it has not seen. Agents that are there already are not trained again, so the benchmark can be interrupted::
@@ -11,24 +11,40 @@ layouts that it has not seen. Agents that are there already are not trained agai
     python -m benchmarks.survival --only "persist-sb3"             # some conditions
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from rich.console import Console
 
 from benchmarks.agents import PLAIN, STYLES, Condition, Records, evaluate_run, figures, parse, trained
 from benchmarks.kept import save
 from benchmarks.tables import tabulate
-from persist_sb3 import plots
+from persist_sb3 import hyperparams, plots
 from persist_sb3.metrics import read_episodes
 
 ENV = "GridLife-v0"
-INTERNAL = "persist_sb3.wrappers.VecInternalState"
+#: Networks that know the symmetries of what is seen without it.
+WITHOUT_MEMORY = [f"policy_kwargs:dict(net_arch=[256, 256], activation_fn=nn.ReLU, symmetries={ENV!r})"]
+MEMORY, INTERNAL, HOMEOSTAT = hyperparams.load("ppo")[ENV]["vec_env_wrapper"]
 DEVIATION = {"persist_sb3.wrappers.VecHomeostatReward": {"w": [1.0, 0.5, 1.5], "weight": 5.0}}
+
+
+def given(*layers: Any, networks: Sequence[str] = ()) -> Condition:
+    """
+    :param layers: around the environment
+    :param networks: options that ask for others than the shipped ones
+    :return: the shipped hyperparameters with these
+    """
+    return Condition(["-params", f"vec_env_wrapper:{list(layers)}", *networks])
+
 
 # InternalState changes no reward.
 CONDITIONS = {
-    "task reward": Condition(["-params", f"vec_env_wrapper:{[INTERNAL]}", *PLAIN]),
-    "raw deviation": Condition(["-params", f"vec_env_wrapper:{[INTERNAL, DEVIATION]}", *PLAIN]),
-    "homeostat, plain": Condition(["-params", *PLAIN]),
-    "task reward, equivariant": Condition(["-params", f"vec_env_wrapper:{[INTERNAL]}"]),
+    "task reward": given(INTERNAL, networks=PLAIN),
+    "raw deviation": given(INTERNAL, DEVIATION, networks=PLAIN),
+    "homeostat, plain": given(INTERNAL, HOMEOSTAT, networks=PLAIN),
+    "homeostat, equivariant": given(INTERNAL, HOMEOSTAT, networks=WITHOUT_MEMORY),
+    "task reward, memory": given(MEMORY, INTERNAL),
     "persist-sb3": Condition([]),
 }
 

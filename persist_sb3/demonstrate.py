@@ -25,11 +25,13 @@ from persist_sb3.packages import import_packages, told
 from persist_sb3.progress import bar
 from persist_sb3.recording import record
 from persist_sb3.runs import Run
+from persist_sb3.wrappers import VecSpatialMemory
 
 EXAMPLES = """
 examples:
   %(prog)s --env GridLife-v0 --episodes 20 --output demos.npz     by a planner that knows GridLife's dynamics
   %(prog)s --env GridLifeContinuous-v0 --task-weight 3            the same for Box actions, collecting many items
+  %(prog)s --memory                                               as agents see it that remember what they saw
   %(prog)s --agent logs/ppo/GridLife-v0_1 --drop-unsafe           a trained agent's, those in which it stays alive
   %(prog)s --minari gridlife/oracle-v0                            a dataset of Minari as well
 
@@ -121,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what an item is worth to the oracle: 0 merely survives, 3 collects most (default: %(default)g)",
     )
     parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="show the oracle's episodes as an agent with SpatialMemory sees them, as those of PPO's entries do",
+    )
+    parser.add_argument(
         "--drop-unsafe", action="store_true", help="leave episodes out that violate a constraint, instead of stopping"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: %(default)s)")
@@ -137,7 +144,7 @@ def _check(parser: argparse.ArgumentParser, own: argparse.Namespace) -> None:
     if not own.output.parent.is_dir():
         parser.error(f"--output {own.output}: there is no folder {own.output.parent}")
     if own.agent != ORACLE:
-        for option, value in (("--env", own.env), ("--task-weight", own.task_weight)):
+        for option, value in (("--env", own.env), ("--task-weight", own.task_weight), ("--memory", own.memory)):
             if value:
                 parser.error(f"{option} {value} is about the oracle: the run {own.agent} says what it plays")
 
@@ -152,10 +159,10 @@ def _oracle(own: argparse.Namespace) -> tuple[PolicyPredictor, VecEnv]:
     creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     if not (isinstance(creator, type) and issubclass(creator, GridLifeEnv)):
         raise ValueError(f"the oracle plays GridLife only, not {spec.id}: name a trained agent's run with --agent")
-    venv = GridLifeVecEnv(min(own.episodes, MOST_ENVS), split="train", **spec.kwargs)
-    planner = BeamPlanner(venv.params, task_weight=own.task_weight)
-    oracle = ContinuousOracle if isinstance(venv.action_space, spaces.Box) else OraclePolicy
-    return oracle(planner, venv.snapshot), venv
+    worlds = GridLifeVecEnv(min(own.episodes, MOST_ENVS), split="train", **spec.kwargs)
+    planner = BeamPlanner(worlds.params, task_weight=own.task_weight)
+    oracle = ContinuousOracle if isinstance(worlds.action_space, spaces.Box) else OraclePolicy
+    return oracle(planner, worlds.snapshot), VecSpatialMemory(worlds) if own.memory else worlds
 
 
 def _trained(own: argparse.Namespace) -> tuple[PolicyPredictor, VecEnv]:

@@ -77,14 +77,16 @@ def test_default_has_no_layers(algo: str) -> None:
     ids=["GridLife", "GridLife shielded", "CartPole", "Pendulum"],
 )
 def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: set[str]) -> None:
-    """But for the memory, which is where it was measured."""
+    """But for the memory, which is where it was measured; parameters may be tuned."""
     entries = [hyperparams.load(algo)[env_id] for algo, env_id in ENTRIES if env_id in env_ids]
     layers = [
-        [layer for layer in entry["vec_env_wrapper"] if layer != "persist_sb3.wrappers.VecSpatialMemory"]
+        [name for layer in entry["vec_env_wrapper"] for name in ([layer] if isinstance(layer, str) else layer)]
         for entry in entries
     ]
-    for entry, its in zip(entries, layers, strict=True):
-        assert its == layers[0]
+    for entry, names in zip(entries, layers, strict=True):
+        assert [name for name in names if name != "persist_sb3.wrappers.VecSpatialMemory"] == [
+            name for name in layers[0] if name != "persist_sb3.wrappers.VecSpatialMemory"
+        ]
         assert entry["callback"] == entries[0]["callback"]
 
 
