@@ -38,34 +38,42 @@ LINEAR = 3.0**-0.5
 NO_SDE = "use_sde=True: state-dependent exploration is not equivariant; use use_sde=False"
 
 
-def symmetries_of(declared: str | Iterable[Symmetry], space: spaces.Space[Any]) -> Sequence[Symmetry]:
+#: Symmetries themselves, or ids of registered environments that declare them.
+Declared = str | Iterable[str] | Iterable[Symmetry]
+
+
+def symmetries_of(declared: Declared, space: spaces.Space[Any]) -> Sequence[Symmetry]:
     """
-    :param declared: symmetries, or the id of a registered environment that declares them
+    :param declared: symmetries, or the id of a registered environment that declares them; of several ids, the first
+        whose environment has these observations
     :param space: of the observations that they are of
     :return: the symmetries
     :raises ValueError: if that environment declares none, or has other observations
     """
-    if not isinstance(declared, str):
-        return list(declared)
-    env = gym.make(declared)
-    found: Sequence[Symmetry] = env.get_wrapper_attr("symmetries") if env.has_wrapper_attr("symmetries") else ()
-    env.close()
-    if not found:
-        raise ValueError(
-            f"symmetries={declared!r}: the environment of this id declares no symmetries; give a list of "
-            "persist_sb3.symmetry.Symmetry"
-        )
-    if spaces.flatdim(env.observation_space) != spaces.flatdim(space):
-        raise ValueError(
-            f"symmetries={declared!r}: the policy sees {space}, and the environment of this id shows "
-            f"{env.observation_space}; a layer that adds to observations asks for a list of its own"
-        )
-    return found
+    given = [declared] if isinstance(declared, str) else list(declared)
+    ids = [each for each in given if isinstance(each, str)]
+    if len(ids) < len(given):
+        return [each for each in given if isinstance(each, Symmetry)]
+    shown = []
+    for env_id in ids:
+        env = gym.make(env_id)
+        found: Sequence[Symmetry] = env.get_wrapper_attr("symmetries") if env.has_wrapper_attr("symmetries") else ()
+        env.close()
+        if not found:
+            raise ValueError(
+                f"symmetries={declared!r}: {env_id} declares no symmetries; give a list of "
+                "persist_sb3.symmetry.Symmetry"
+            )
+        if spaces.flatdim(env.observation_space) == spaces.flatdim(space):
+            return found
+        shown.append(f"{env_id} shows {env.observation_space}")
+    raise ValueError(
+        f"symmetries={declared!r}: the policy sees {space}, and {', '.join(shown)}; a layer that adds to observations "
+        "asks for a list of its own"
+    )
 
 
-def group_of(
-    declared: str | Iterable[Symmetry], space: spaces.Space[Any], actions: spaces.Space[Any], extractor: nn.Module
-) -> Group:
+def group_of(declared: Declared, space: spaces.Space[Any], actions: spaces.Space[Any], extractor: nn.Module) -> Group:
     """
     :param declared: symmetries, or the id of a registered environment that declares them
     :param space: of the observations
@@ -134,15 +142,16 @@ class Symmetric:
     What SB3's policies need so that their networks can commute with the environment's symmetries.
 
     :param symmetries: of the observation that the policy sees and of its actions: a list of
-        :class:`~persist_sb3.symmetry.Symmetry`, or the id of an environment that declares them. With the identity they
-        must make a group: products of symmetries are among them
+        :class:`~persist_sb3.symmetry.Symmetry`, or the id of an environment that declares them (of several ids, the
+        first that has these observations). With the identity they must make a group: products of symmetries are among
+        them
     :param kwargs: of the policy; widths in ``net_arch`` must be multiples of the number of symmetries, with the
         identity
     :raises ValueError: if the symmetries are none of these observations and actions, or no group; or if a layer cannot
         be equivariant
     """
 
-    def __init__(self, *args: Any, symmetries: str | Iterable[Symmetry], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, symmetries: Declared, **kwargs: Any) -> None:
         self.symmetries = symmetries
         self._group: Group | None = None
         super().__init__(*args, **kwargs)

@@ -84,7 +84,8 @@ class Violation:
     :param episode: index of the episode
     :param step: of it, the first being 1
     :param constraint: the one that was violated
-    :param why: why the shield let it happen: :data:`WAITING`, :data:`INFEASIBLE` or :data:`MISJUDGED`
+    :param why: why the shield let it happen: :data:`WAITING`, :data:`INFEASIBLE`, :data:`MISJUDGED` or
+        :data:`UNGUARDED`
     :param value: what the critic gave the action that was executed, NaN while the shield waited
     """
 
@@ -99,6 +100,7 @@ class Violation:
 WAITING = "the shield was waiting: its models are not trained enough"
 INFEASIBLE = "no action passed, and the safest was not safe enough"
 MISJUDGED = "the action passed: the critic valued it too highly"
+UNGUARDED = "the shield does not guard this constraint"
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,7 @@ def replay(
         )
     finally:
         venv.close()
+    layer = listener.layers[0]
     index: Counter[int] = Counter()
     interventions, violations = [], []
     for number, episode in enumerate(played):
@@ -316,11 +319,13 @@ def replay(
         step_of_death = episode.record.violated_at
         if step_of_death is not None:
             value, infeasible = listener.judged[slot][index[slot]][step_of_death - 1]
-            why = WAITING if np.isnan(value) else INFEASIBLE if infeasible else MISJUDGED
             constraint = str(episode.record.violated)
+            if constraint not in layer.guarded.names:
+                why = UNGUARDED
+            else:
+                why = WAITING if np.isnan(value) else INFEASIBLE if infeasible else MISJUDGED
             violations.append(Violation(number, step_of_death, constraint, why, value))
         index[slot] += 1
-    layer = listener.layers[0]
     waited = all(np.isnan(value) for slot in listener.judged for one in slot for value, _ in one)
     return Replay(
         played, interventions, violations, viability, layer.threshold, waited, layer.updates, layer.min_updates

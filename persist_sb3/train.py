@@ -224,9 +224,7 @@ def _base_entry(persist: PersistConfig) -> dict[str, Any]:
     shipped = hyperparams.load(persist.algo)
     if persist.env_id in shipped:
         with persist.make_env() as env:
-            return hyperparams.fit_symmetry(
-                shipped[persist.env_id], persist.env_id, env.observation_space, env.action_space
-            )
+            return hyperparams.fit_symmetry(shipped[persist.env_id], env.observation_space, env.action_space)
     entry = shipped["default"]
     with gym.make(persist.env_id, **persist.env_kwargs) as env:
         findings = environment.check_spaces(env, persist.algo, append=persist.internal_state.append)

@@ -239,6 +239,8 @@ def test_bad_policies() -> None:
         cart(symmetries="CartPole-v1")
     with pytest.raises(ValueError, match="adds to observations"):
         cart(symmetries="GridLife-v0")
+    with pytest.raises(ValueError, match="GridLife-v0 shows.*GridLifeFlat-v0 shows"):
+        cart(symmetries=["GridLife-v0", "GridLifeFlat-v0"])
     with pytest.raises(ValueError, match="must be an order of"):
         cart(symmetries=[Symmetry(columns=[0, 1])])
     with pytest.raises(ValueError, match="Discrete and Box"):
@@ -261,3 +263,11 @@ def test_a_mirrored_pendulum() -> None:
     up = np.array([[1.0, 0.0, 0.0]], dtype=np.float32)
     action, _ = model.predict(up, deterministic=True)
     assert action == pytest.approx(0.0, abs=1e-7)
+
+
+def test_of_several_ids_the_first_that_fits_counts() -> None:
+    ids = ["GridLifeMemory-v0", "GridLife-v0"]
+    for env_id in ids:
+        model = PPO(EquivariantMultiInputPolicy, env_id, policy_kwargs={"symmetries": ids}, device="cpu")
+        wanted = PPO(EquivariantMultiInputPolicy, env_id, policy_kwargs={"symmetries": env_id}, device="cpu", seed=0)
+        assert model.policy._group.columns.shape == wanted.policy._group.columns.shape  # type: ignore[union-attr]

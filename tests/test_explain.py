@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from stable_baselines3 import PPO
 
-from persist_sb3.explain import INFEASIBLE, WAITING, explain, replay
+from persist_sb3.explain import INFEASIBLE, UNGUARDED, WAITING, explain, replay
 from persist_sb3.runs import Run, RunError
 from persist_sb3.train import train
 
@@ -74,6 +74,14 @@ def test_every_violation_is_listed_with_what_the_critic_thought(run: Path) -> No
         assert (each.why == INFEASIBLE) == (each.value < seen.threshold)
         if each.why == INFEASIBLE:
             assert each.value == pytest.approx(told[each.episode, each.step].executed_value)
+
+
+def test_a_violation_of_what_is_not_guarded_is_called_that(tmp_path: Path) -> None:
+    guarding = make_run(tmp_path, LAYERS.replace("'threshold': 0.5", "'guards': ['integrity']"), CALLBACKS)
+    seen = replay(Run(guarding), 5, seed=3)
+    assert seen.violations
+    for each in seen.violations:
+        assert (each.why == UNGUARDED) == (each.constraint != "integrity >= 0.6")
 
 
 @pytest.mark.parametrize("kind", ["env_wrapper", "vec_env_wrapper"])

@@ -21,7 +21,8 @@ FOLDER = Path(__file__).parent
 #: alone; ``train.py --shield`` takes the other.
 SHIELDED = "+shield"
 
-_SYMMETRIES = re.compile(r",\s*symmetries='([^']*)'")
+_SYMMETRIES = re.compile(r",\s*symmetries=(\[[^]]*\]|'[^']*')")
+_IDS = re.compile(r"'(\w+-v\d+)'")
 
 
 def algorithms() -> list[str]:
@@ -41,35 +42,25 @@ def load(algo: str) -> dict[str, dict[str, Any]]:
 
 
 def fit_symmetry(
-    entry: dict[str, Any], env_id: str, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    entry: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
 ) -> dict[str, Any]:
     """
     :param entry: hyperparameters of an environment
-    :param env_id: that environment
     :param observation_space: what the policy is going to see
     :param action_space: of its actions
-    :return: the same; if its policy is equivariant, with the symmetries of the environment or of the id that it names,
-        whichever has these spaces, and with SB3's own networks if neither has
+    :return: the same; with SB3's own networks if its policy is equivariant to symmetries of no such observations and
+        actions
     """
     policy, kwargs = entry.get("policy", ""), entry.get("policy_kwargs", {})
     if not policy.startswith("persist_sb3.equivariant."):
         return entry
-    named = kwargs["symmetries"] if isinstance(kwargs, dict) else _SYMMETRIES.findall(kwargs)[0]
-    for known in (named, env_id):
-        with gym.make(known) as env:
+    for env_id in _IDS.findall(str(kwargs)):
+        with gym.make(env_id) as env:
             if env.observation_space == observation_space and env.action_space == action_space:
-                return {**entry, "policy_kwargs": _with_symmetries(kwargs, known)}
+                return entry
+    if isinstance(kwargs, dict):
+        kwargs = {key: value for key, value in kwargs.items() if key != "symmetries"}
+    else:
+        kwargs = _SYMMETRIES.sub("", kwargs)
     plain = "MultiInputPolicy" if "MultiInput" in policy else "MlpPolicy"
-    return {**entry, "policy": plain, "policy_kwargs": _with_symmetries(kwargs, None)}
-
-
-def _with_symmetries(kwargs: str | dict[str, Any], env_id: str | None) -> str | dict[str, Any]:
-    """
-    :param kwargs: of an equivariant policy, or what rl-zoo3 makes them of
-    :param env_id: whose symmetries it is to have; None for none
-    :return: the same with those
-    """
-    if isinstance(kwargs, str):
-        return _SYMMETRIES.sub("" if env_id is None else f", symmetries='{env_id}'", kwargs)
-    others = {key: value for key, value in kwargs.items() if key != "symmetries"}
-    return others if env_id is None else {**others, "symmetries": env_id}
+    return {**entry, "policy": plain, "policy_kwargs": kwargs}
