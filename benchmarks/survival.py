@@ -23,8 +23,6 @@ from persist_sb3 import hyperparams, plots
 from persist_sb3.metrics import read_episodes
 
 ENV = "GridLife-v0"
-#: Networks that know the symmetries of what is seen without it.
-WITHOUT_MEMORY = [f"policy_kwargs:dict(net_arch=[256, 256], activation_fn=nn.ReLU, symmetries={ENV!r})"]
 MEMORY, INTERNAL, HOMEOSTAT = hyperparams.load("ppo")[ENV]["vec_env_wrapper"]
 DEVIATION = {"persist_sb3.wrappers.VecHomeostatReward": {"w": [1.0, 0.5, 1.5], "weight": 5.0}}
 
@@ -43,7 +41,7 @@ CONDITIONS = {
     "task reward": given(INTERNAL, networks=PLAIN),
     "raw deviation": given(INTERNAL, DEVIATION, networks=PLAIN),
     "homeostat, plain": given(INTERNAL, HOMEOSTAT, networks=PLAIN),
-    "homeostat, equivariant": given(INTERNAL, HOMEOSTAT, networks=WITHOUT_MEMORY),
+    "homeostat, equivariant": given(INTERNAL, HOMEOSTAT),
     "task reward, memory": given(MEMORY, INTERNAL),
     "persist-sb3": Condition([]),
 }

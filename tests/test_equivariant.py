@@ -239,7 +239,7 @@ def test_bad_policies() -> None:
         cart(symmetries="CartPole-v1")
     with pytest.raises(ValueError, match="adds to observations"):
         cart(symmetries="GridLife-v0")
-    with pytest.raises(ValueError, match="GridLife-v0 shows.*GridLifeFlat-v0 shows"):
+    with pytest.raises(ValueError, match=r"GridLife-v0 shows.*GridLifeFlat-v0 shows"):
         cart(symmetries=["GridLife-v0", "GridLifeFlat-v0"])
     with pytest.raises(ValueError, match="must be an order of"):
         cart(symmetries=[Symmetry(columns=[0, 1])])
