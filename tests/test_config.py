@@ -201,7 +201,7 @@ def test_the_python_door_trains_with_a_shield(algorithm: Any) -> None:
 
 
 def test_memory_is_the_innermost_layer_and_keeps_the_symmetries() -> None:
-    config = PersistConfig(env={"memory": {"radius": 4, "fade": 0.9}})
+    config = PersistConfig.model_validate({"env": {"memory": {"radius": 4, "fade": 0.9}}})
     name, parameters = config.layers()[0]
     assert name == "SpatialMemory"
     assert parameters == {"window": "window", "radius": 4, "position": "info.position", "fade": 0.9}
@@ -209,12 +209,12 @@ def test_memory_is_the_innermost_layer_and_keeps_the_symmetries() -> None:
     assert env.observation_space["window"].shape == (6 * 9 * 9,)  # type: ignore[index]
     assert len(env.get_wrapper_attr("symmetries")) == 7
     with pytest.raises(ValueError, match=r"env.memory.fade"):
-        PersistConfig(env={"memory": {"fade": 2.0}})
+        PersistConfig.model_validate({"env": {"memory": {"fade": 2.0}}})
 
 
 @pytest.mark.parametrize(("memory", "knows"), [({}, True), (None, True), ({"radius": 5}, False)])
 def test_the_policy_knows_the_symmetries_of_what_it_sees(memory: Any, knows: bool) -> None:
-    config = PersistConfig(env={"memory": memory})
+    config = PersistConfig.model_validate({"env": {"memory": memory}})
     entry = _base_entry(config)
     assert entry["policy"].startswith("persist_sb3.equivariant") == knows
     if knows:

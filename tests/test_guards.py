@@ -111,6 +111,6 @@ def test_bad_guards_are_refused_at_construction() -> None:
 
 
 def test_a_configuration_names_them() -> None:
-    config = PersistConfig(viability={"shield": {"guards": ["temp", "integrity"]}})
+    config = PersistConfig.model_validate({"viability": {"shield": {"guards": ["temp", "integrity"]}}})
     assert dict(config.layers())["ActionShield"]["guards"] == ["temp", "integrity"]
-    assert "guards" not in dict(PersistConfig(viability={"shield": {}}).layers())["ActionShield"]
+    assert "guards" not in dict(PersistConfig.model_validate({"viability": {"shield": {}}}).layers())["ActionShield"]
