@@ -79,10 +79,9 @@ def test_the_critic_is_about_what_is_guarded_and_comes_out_of_the_zip(tmp_path: 
     assert critic.spec.viability.names == ("battery >= 0.2", "battery + heat >= 0.6")
     assert critic.actor.heads == 3
     model.save(tmp_path / "model.zip")
-    loaded = PPO.load(tmp_path / "model.zip", device="cpu")
+    PPO.load(tmp_path / "model.zip", device="cpu")
     again, other = make_venv(guards=["battery"]), make_venv()
-    again.seed(0)
-    loaded.predict(again.reset())
+    again.reset()
     again.step(np.array([0, 0]))
     other.reset()
     with pytest.raises(Exception, match="constraints"):
