@@ -179,6 +179,17 @@ class GridLifeParams:
         return self.food + self.items
 
 
+class Position(NamedTuple):
+    """Where an agent is."""
+
+    row: int
+    column: int
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Position":
+        # SB3's DummyVecEnv copies infos at every step, which takes longer for a plain tuple than to step.
+        return self
+
+
 class Tables(NamedTuple):
     """
     Constants of one set of parameters. ``A = size ** 2`` tiles are numbered row by row.

@@ -16,6 +16,7 @@ from persist_sb3.envs.dynamics import (
     RESERVES,
     SEES_FOOD,
     SEES_ITEM,
+    Position,
     first_spell,
     tables,
 )
@@ -119,7 +120,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._spells = table.spells.tolist()
         self._scents = table.scent.tolist()
         self._seen_at = table.seen.tolist()
-        self._positions = list(table.positions)
+        self._positions = [Position(*place) for place in table.positions.tolist()]
         self._channel = [SEES_FOOD] * params.food + [SEES_ITEM] * params.items
         # Behind the maps lie the internal variables and the scent, so that one indexing makes a flat observation.
         self._maps_size = len(CHANNELS) * (params.size + 2 * params.radius) ** 2
@@ -243,7 +244,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._next_slip = self._next_event = self._wait(self._slip_wait)
         if self.render_mode == "human":
             self.render()
-        position = self._positions[self._cell].copy()
+        position = self._positions[self._cell]
         info = {"internal": self.get_internal(), "position": position, "layout_seed": self._layout_seed}
         return self._observe(), info
 
@@ -309,7 +310,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         internal[0] = energy
         internal[1] = temp
         internal[2] = integrity
-        info = {"internal": internal.copy(), "position": self._positions[cell].copy(), "cost": 1.0 if dead else 0.0}
+        info = {"internal": internal.copy(), "position": self._positions[cell], "cost": 1.0 if dead else 0.0}
         if self.render_mode == "human":
             self.render()
         return self._observe(), reward, dead, late, info

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from persist_sb3.envs.batch import Backend, GridLifeCore
 from persist_sb3.envs.controls import Controls, Settings
-from persist_sb3.envs.dynamics import GridLifeParams, tables
+from persist_sb3.envs.dynamics import GridLifeParams, Position, tables
 from persist_sb3.envs.interface import checked_layout_seed, forced_layout_seed
 from persist_sb3.envs.snapshot import Snapshot
 from persist_sb3.symmetry import Symmetry
@@ -96,6 +96,7 @@ class _Batch:
         )
         self._slots = [Slot(self._core, i, checked, render_mode) for i in range(num_envs)]
         self._positions = tables(checked.params).positions
+        self._places = [Position(*place) for place in self._positions.tolist()]
 
     @property
     def internal_names(self) -> tuple[str, ...]:
@@ -241,7 +242,7 @@ class GridLifeVecEnv(_Batch, VecEnv):
             {"internal": internal, "position": position, "cost": cost, "TimeLimit.truncated": late}
             for internal, position, cost, late in zip(
                 core.final_internal.copy(),
-                self._positions[core.final_cells],
+                [self._places[cell] for cell in core.final_cells.tolist()],
                 terminated.astype(float).tolist(),
                 (truncated == 1).tolist(),
                 strict=True,
@@ -258,7 +259,7 @@ class GridLifeVecEnv(_Batch, VecEnv):
             core = self._core
             self.reset_infos[i] = {
                 "internal": core.internal[i].copy(),
-                "position": self._positions[core.cells[i]].copy(),
+                "position": self._places[core.cells[i]],
                 "layout_seed": int(core.layout_seeds[i]),
             }
 
