@@ -187,7 +187,9 @@ def test_an_episode_begins_anew() -> None:
         np.testing.assert_array_equal(observation, again)
 
 
-def test_before_anything_is_learned_it_shows_the_prior() -> None:
+def test_before_anything_is_learned_it_shows_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests in this process may have loaded a policy with a belief.
+    monkeypatch.setattr("persist_sb3.wrappers.belief_state.last_loaded", lambda: None)
     env = make()
     observation, _ = env.reset(seed=0)
     with pytest.warns(UserWarning, match="BeliefState has no model"):

@@ -92,7 +92,7 @@ def test_a_report_of_one_run(runs: dict[str, Path], tmp_path: Path, capsys: pyte
 
 def test_figures_are_those_of_an_evaluation_by_sb3(runs: dict[str, Path], tmp_path: Path) -> None:
     report([str(runs["gridlife"]), "--episodes", "12", "--seed", "7", "--video", "none", "--output", str(tmp_path)])
-    venv = DummyVecEnv([lambda: Monitor(gym.make("GridLife-v0", split="test", horizon=40))] * 12)
+    venv = DummyVecEnv([lambda: Monitor(gym.make("GridLifeMemory-v0", split="test", horizon=40))] * 12)
     venv.seed(7)
     model = PPO.load(runs["gridlife"] / "GridLife-v0.zip", device="cpu")
     cut_off: list[bool] = []
