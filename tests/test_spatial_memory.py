@@ -240,6 +240,8 @@ def test_a_flat_observation_is_refused() -> None:
 
 
 def test_an_environment_that_does_not_say_where_its_agent_is_is_named() -> None:
+    with pytest.raises(ValueError, match=r"info\['internal'\] must be row and column, and is \[0\.\d+, "):
+        SpatialMemory(gym.make("GridLife-v0"), position="info.internal").reset(seed=0)
     env = SpatialMemory(gym.make("GridLife-v0"), position="info.place")
     with pytest.raises(MissingInfoError, match=r"info\['place'\] is missing in environment 0.*'position'"):
         env.reset(seed=0)

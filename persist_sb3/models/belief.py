@@ -112,7 +112,7 @@ class GRUBelief(Model):
         :param memory: before the first, ``(b, H)``
         :param truth: the variables at each observation, ``(b, l, k)``
         :param weight: of each, ``(b, l)``
-        :param beta: see :func:`~persist_sb3.models.dynamics.beta_nll`
+        :param beta: see :func:`~persist_sb3.models.prediction.beta_nll`
         :return: the weighted mean over what was observed, and the mean over variables
         """
         mean, log_var = self.forward(observation, action, memory)

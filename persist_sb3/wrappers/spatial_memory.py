@@ -11,7 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch
-from persist_sb3.infos import Infos
+from persist_sb3.infos import Infos, format_path
 from persist_sb3.paths import parse_path
 from persist_sb3.symmetry import Symmetry
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
@@ -36,7 +36,7 @@ class SpatialMemoryLayer(Layer):
     :param position: where the info has row and column of the agent's tile, which grow downwards and to the right in
         the window
     :param fade: in ``[0, 1]``
-    :raises ValueError: if a parameter is out of its range, or there is no such window
+    :raises ValueError: if a parameter is out of its range, there is no such window, or the position is none
     """
 
     def __init__(
@@ -94,7 +94,10 @@ class SpatialMemoryLayer(Layer):
         self._moved = np.zeros((num_envs, 2), dtype=np.intp)
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
-        self._at[slots] = infos.column(self._position, slots)
+        at = infos.column(self._position, slots)
+        if at.shape[1:] != (2,):
+            raise ValueError(f"info{format_path(self._position)} must be row and column, and is {at[0].tolist()!r}")
+        self._at[slots] = at
         self._moved[slots] = 0
         self._map[slots] = 0.0
 
