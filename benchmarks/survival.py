@@ -40,6 +40,7 @@ def given(*layers: Any, networks: Sequence[str] = ()) -> Condition:
 CONDITIONS = {
     "task reward": given(INTERNAL, networks=PLAIN),
     "raw deviation": given(INTERNAL, DEVIATION, networks=PLAIN),
+    "task reward, equivariant": given(INTERNAL),
     "homeostat, plain": given(INTERNAL, HOMEOSTAT, networks=PLAIN),
     "homeostat, equivariant": given(INTERNAL, HOMEOSTAT),
     "task reward, memory": given(MEMORY, INTERNAL),
