@@ -1,6 +1,7 @@
 """Every shipped entry trains, and says what the others say about the same environment."""
 
 import argparse
+import copy
 import importlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from persist_sb3 import hyperparams, zoo
 from persist_sb3.envs import NAVIGATION_IDS
 from persist_sb3.viability import ViabilitySet
 
+MEMORY, HOMEOSTAT, SHIELD = (
+    f"persist_sb3.wrappers.Vec{name}" for name in ("SpatialMemory", "HomeostatReward", "ActionShield")
+)
 PLAIN = {"GridLife-v0", "GridLifeFlat-v0", "GridLifeExplore-v0", "GridLifeContinuous-v0", "GridLifeContinuousFlat-v0"}
 SHIELDED = {"GridLifeScent-v0", "GridLifeContinuousScent-v0"}
 CONTINUOUS = {env_id for env_id in PLAIN | SHIELDED if "Continuous" in env_id}
@@ -77,16 +81,18 @@ def test_default_has_no_layers(algo: str) -> None:
     ids=["GridLife", "GridLife shielded", "CartPole", "Pendulum"],
 )
 def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: set[str]) -> None:
-    """But for the memory, which is where it was measured; parameters may be tuned."""
+    """But where an agent remembers: there death costs more, and the shield leaves energy to the policy."""
     entries = [hyperparams.load(algo)[env_id] for algo, env_id in ENTRIES if env_id in env_ids]
-    layers = [
-        [name for layer in entry["vec_env_wrapper"] for name in ([layer] if isinstance(layer, str) else layer)]
-        for entry in entries
-    ]
-    for entry, names in zip(entries, layers, strict=True):
-        assert [name for name in names if name != "persist_sb3.wrappers.VecSpatialMemory"] == [
-            name for name in layers[0] if name != "persist_sb3.wrappers.VecSpatialMemory"
-        ]
+    plain = [entry["vec_env_wrapper"] for entry in entries if MEMORY not in entry["vec_env_wrapper"]]
+    tuned = copy.deepcopy(plain[0])
+    for layer in tuned:
+        if HOMEOSTAT in layer:
+            layer[HOMEOSTAT]["death_penalty"] = 160.0
+        elif SHIELD in layer:
+            layer[SHIELD]["guards"] = ["temp", "integrity"]
+    for entry in entries:
+        layers = entry["vec_env_wrapper"]
+        assert layers == ([MEMORY, *tuned] if MEMORY in layers else plain[0])
         assert entry["callback"] == entries[0]["callback"]
 
 

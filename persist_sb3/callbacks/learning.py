@@ -16,7 +16,9 @@ from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.devices import CPU, check_device, find_device
 from persist_sb3.models.base import Model
 from persist_sb3.models.spec import StateSpec
+from persist_sb3.shield.lookahead import GUARDING
 from persist_sb3.viability import ViabilitySet
+from persist_sb3.wrappers.layer import declared
 
 
 class LearningCallback(PersistCallback):
@@ -163,8 +165,8 @@ class LearningCallback(PersistCallback):
         """
         :return: the constraints that the model is about
         """
-        declared: ViabilitySet = self.lookup("viability")
-        return declared
+        guarded: ViabilitySet | None = declared(self.lookup, "guarded", None) if self.name in GUARDING else None
+        return self.lookup("viability") if guarded is None else guarded
 
     def _on_step(self) -> bool:
         self.store.read(self.locals)

@@ -13,8 +13,6 @@ from persist_sb3.models.safety import SafetyNetwork
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.shield.lookahead import CALLBACKS, LookAhead, trained
 from persist_sb3.shield.rollouts import RolloutVerifier
-from persist_sb3.viability import ViabilitySet
-from persist_sb3.wrappers.layer import declared
 
 #: Box actions that the search is asked about in each state, the executed one included.
 ASKED = 5
@@ -97,10 +95,6 @@ class SafetyNetworkCallback(LearningCallback):
         self.net_arch = net_arch
         self.answers = answers
         self.min_updates = min_updates
-
-    def _constraints(self) -> ViabilitySet:
-        guarded: ViabilitySet | None = declared(self.lookup, "guarded", None)
-        return super()._constraints() if guarded is None else guarded
 
     def _make(self, spec: StateSpec) -> SafetyNetwork:
         return SafetyNetwork(spec, self.net_arch)

@@ -14,8 +14,6 @@ from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.objectives import ObjectiveName, make_objective
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
-from persist_sb3.viability import ViabilitySet
-from persist_sb3.wrappers.layer import declared
 
 
 class ViabilityCallback(LearningCallback):
@@ -193,10 +191,6 @@ class ViabilityCallback(LearningCallback):
         share = 0.0 if self.demonstrations is None else self.demonstration_share
         source = self.store if self._near is None else self._near
         return source.sample(self.batch_size, self.generator, share)
-
-    def _constraints(self) -> ViabilitySet:
-        guarded: ViabilitySet | None = declared(self.lookup, "guarded", None)
-        return super()._constraints() if guarded is None else guarded
 
     def _make(self, spec: StateSpec) -> ViabilityCritic:
         return ViabilityCritic(spec, self.net_arch, self.members)

@@ -186,8 +186,17 @@ class Position(NamedTuple):
     column: int
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Position":
-        # SB3's DummyVecEnv copies infos at every step, which takes longer for a plain tuple than to step.
+        # SB3's DummyVecEnv deep-copies infos at every step, and numbers need no copy.
         return self
+
+
+@lru_cache(maxsize=32)
+def positions(size: int) -> tuple[Position, ...]:
+    """
+    :param size: of the world, in tiles
+    :return: row and column of each tile, ``size ** 2`` of them
+    """
+    return tuple(Position(*divmod(cell, size)) for cell in range(size**2))
 
 
 class Tables(NamedTuple):
@@ -209,7 +218,6 @@ class Tables(NamedTuple):
     slip_wait: NDArray[np.float64]  # (horizon,) the same for the next slip
     spells: NDArray[np.float64]  # (year,) heat that each spell of weather adds
     seen: NDArray[np.int64]  # (A,) where a tile's first channel is in the flattened maps
-    positions: NDArray[np.int64]  # (A, 2) row and column of a tile
     window: NDArray[np.int64]  # (A, C * W * W) where the window around a tile is in the flattened maps
 
 
@@ -282,7 +290,6 @@ def tables(params: GridLifeParams) -> Tables:
         slip_wait=waiting_times(params.slip, params.horizon),
         spells=params.climate * np.cos(2.0 * np.pi * np.arange(params.year) / params.year),
         seen=((row + radius) * padded + col + radius) * len(CHANNELS),
-        positions=np.stack([row, col], axis=-1),
         window=corner.ravel() + ((row * padded + col) * len(CHANNELS))[:, None],
     )
     for array in result:

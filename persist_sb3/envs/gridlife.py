@@ -16,8 +16,8 @@ from persist_sb3.envs.dynamics import (
     RESERVES,
     SEES_FOOD,
     SEES_ITEM,
-    Position,
     first_spell,
+    positions,
     tables,
 )
 from persist_sb3.envs.interface import forced_layout_seed, limits
@@ -120,7 +120,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._spells = table.spells.tolist()
         self._scents = table.scent.tolist()
         self._seen_at = table.seen.tolist()
-        self._positions = [Position(*place) for place in table.positions.tolist()]
+        self._positions = positions(params.size)
         self._channel = [SEES_FOOD] * params.food + [SEES_ITEM] * params.items
         # Behind the maps lie the internal variables and the scent, so that one indexing makes a flat observation.
         self._maps_size = len(CHANNELS) * (params.size + 2 * params.radius) ** 2

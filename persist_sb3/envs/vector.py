@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from persist_sb3.envs.batch import Backend, GridLifeCore
 from persist_sb3.envs.controls import Controls, Settings
-from persist_sb3.envs.dynamics import GridLifeParams, Position, tables
+from persist_sb3.envs.dynamics import GridLifeParams, positions
 from persist_sb3.envs.interface import checked_layout_seed, forced_layout_seed
 from persist_sb3.envs.snapshot import Snapshot
 from persist_sb3.symmetry import Symmetry
@@ -95,8 +95,7 @@ class _Batch:
             viability=checked.viability,
         )
         self._slots = [Slot(self._core, i, checked, render_mode) for i in range(num_envs)]
-        self._positions = tables(checked.params).positions
-        self._places = [Position(*place) for place in self._positions.tolist()]
+        self._positions = positions(checked.params.size)
 
     @property
     def internal_names(self) -> tuple[str, ...]:
@@ -242,7 +241,7 @@ class GridLifeVecEnv(_Batch, VecEnv):
             {"internal": internal, "position": position, "cost": cost, "TimeLimit.truncated": late}
             for internal, position, cost, late in zip(
                 core.final_internal.copy(),
-                [self._places[cell] for cell in core.final_cells.tolist()],
+                [self._positions[cell] for cell in core.final_cells.tolist()],
                 terminated.astype(float).tolist(),
                 (truncated == 1).tolist(),
                 strict=True,
@@ -259,7 +258,7 @@ class GridLifeVecEnv(_Batch, VecEnv):
             core = self._core
             self.reset_infos[i] = {
                 "internal": core.internal[i].copy(),
-                "position": self._places[core.cells[i]],
+                "position": self._positions[core.cells[i]],
                 "layout_seed": int(core.layout_seeds[i]),
             }
 
@@ -343,7 +342,8 @@ class GridLifeVectorEnv(_Batch, VectorEnv[Any, Any, Any]):
         rows = np.flatnonzero(mask)
         self._begin(seeds, [None if k is None else checked_layout_seed(k) for k in each], rows)
         self._over[rows] = False
-        infos = self._infos(mask, self._where() | {"layout_seed": self._core.layout_seeds})
+        core = self._core
+        infos = self._infos(mask, self._where(core.internal, core.cells) | {"layout_seed": core.layout_seeds})
         return self._interface.shaped(self._core.observations), infos
 
     def step(
@@ -364,11 +364,10 @@ class GridLifeVectorEnv(_Batch, VectorEnv[Any, Any, Any]):
             infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(ended):
                 infos["final_obs"][i] = self._interface.shaped(core.final_observations[i])
-            position = self._positions[core.final_cells]
-            final = {"internal": core.final_internal, "position": position, "cost": cost}
+            final = self._where(core.final_internal, core.final_cells) | {"cost": cost}
             infos["final_info"] = self._infos(ended, final)
             infos["_final_obs"], infos["_final_info"] = ended.copy(), ended.copy()
-        infos |= self._infos(np.ones(self.num_envs, dtype=bool), self._where())
+        infos |= self._infos(np.ones(self.num_envs, dtype=bool), self._where(core.internal, core.cells))
         infos |= self._infos(~begun, {"cost": cost}) | self._infos(begun, {"layout_seed": core.layout_seeds})
         self._over = ended & (self._mode is not AutoresetMode.SAME_STEP)
         return (
@@ -379,9 +378,13 @@ class GridLifeVectorEnv(_Batch, VectorEnv[Any, Any, Any]):
             infos,
         )
 
-    def _where(self) -> dict[str, NDArray[Any]]:
-        """The state that each step and reset reports."""
-        return {"internal": self._core.internal, "position": self._positions[self._core.cells]}
+    def _where(self, internal: NDArray[np.float64], cells: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """
+        :param internal: variables of the worlds, ``(n, 3)``
+        :param cells: tiles of their agents, ``(n,)``
+        :return: what each step and reset reports of them
+        """
+        return {"internal": internal, "position": np.stack(np.divmod(cells, self.params.size), axis=1)}
 
     @staticmethod
     def _infos(mask: NDArray[np.bool_], columns: dict[str, NDArray[Any]]) -> dict[str, Any]:

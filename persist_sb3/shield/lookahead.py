@@ -26,6 +26,9 @@ CALLBACKS = {
     "calibration": "CalibrationCallback",
 }
 
+#: Models about the constraints that a shield guards, and not about all that are declared.
+GUARDING = ("viability", "safety")
+
 #: Takes observations, internal variables and actions, and returns the next observations and internal variables.
 Function = Callable[[Batch, NDArray[Any], NDArray[Any]], tuple[Batch, NDArray[Any]]]
 

@@ -29,7 +29,7 @@ from persist_sb3.shield.calibration import Calibration
 from persist_sb3.shield.caution import CautiousCritic
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.enumerated import Verifier
-from persist_sb3.shield.lookahead import CALLBACKS, MODES, Function, LookAhead, Mode, trained
+from persist_sb3.shield.lookahead import CALLBACKS, GUARDING, MODES, Function, LookAhead, Mode, trained
 from persist_sb3.shield.rollouts import Policy, RolloutVerifier
 from persist_sb3.state import last_loaded
 from persist_sb3.viability import ViabilitySet
@@ -47,8 +47,6 @@ KINDS: dict[str, type[Model]] = {
     "familiarity": Familiarity,
     "safety": SafetyNetwork,
 }
-#: Those that are about the constraints that the shield guards, and not about all.
-GUARDING = ("viability", "safety")
 CALIBRATED: Literal["calibrated"] = "calibrated"
 
 #: Least value of an action that passes, while nothing has been measured.
