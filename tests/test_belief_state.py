@@ -36,15 +36,8 @@ from persist_sb3.wrappers import (
 )
 from tests.test_adapters import NUM_ENVS, Trajectory, run_sb3, run_vector
 from tests.toys import Walker
+from tests.trainings import LIMITS as INTERNAL
 
-INTERNAL: dict[str, Any] = {
-    "dims": ["battery", "heat"],
-    "constraints": ["battery >= 0.2"],
-    "mu": [0.8, 0.5],
-    "low": [0.0, 0.0],
-    "high": [1.0, 1.0],
-    "append": True,
-}
 SPARSE: dict[str, Any] = {"noise": {"battery": 0.05}, "dropout": {"battery": 0.5}}
 
 
