@@ -40,8 +40,20 @@ class Objective(Protocol):
 class Reachability:
     """
     Squared distance to the discounted safety Bellman backup,
-    :func:`~persist_sb3.models.viability.reachability_target`.
+    :func:`~persist_sb3.models.viability.reachability_target`; what lies above it counts ``1 - expectile``, what lies
+    below ``expectile`` times (each twice, so that 0.5 is the plain square). Below 0.5 the value is an expectile of what
+    chance may bring instead of its mean (Newey & Powell, "Asymmetric least squares estimation and testing",
+    Econometrica 1987; of values, Kostrikov et al., "Offline reinforcement learning with implicit Q-learning", ICLR
+    2022): rare harm counts for more, and so does doubt about what is hard to foresee.
+
+    :param expectile: in (0, 1)
+    :raises ValueError: if it is out of its range
     """
+
+    def __init__(self, expectile: float = 0.5) -> None:
+        if not 0.0 < expectile < 1.0:
+            raise ValueError(f"expectile={expectile} must be in (0, 1): 0.5 is the mean, less is more cautious")
+        self.expectile = expectile
 
     def __call__(
         self,
@@ -52,8 +64,9 @@ class Reachability:
         gamma: float,
     ) -> torch.Tensor:
         """See :class:`Objective`."""
-        target = reachability_target(margin, following, terminal, gamma)
-        return (predicted - target).square().mean(dim=(0, 1)).sum()
+        error = predicted - reachability_target(margin, following, terminal, gamma)
+        share = torch.where(error > 0.0, 1.0 - self.expectile, self.expectile)
+        return (2.0 * share * error.square()).mean(dim=(0, 1)).sum()
 
 
 class Classifier:
