@@ -85,6 +85,25 @@ def test_focal_loss_by_hand() -> None:
     assert float(ended) == pytest.approx((1.0 - p) ** 3 * -np.log(p))
 
 
+@pytest.mark.parametrize("expectile", [0.5, 0.2, 0.05])
+def test_the_value_is_an_expectile_of_what_chance_brings(expectile: float) -> None:
+    """A step that is fatal once in 20 times: by definition ``tau E[(g - v)+] = (1 - tau) E[(v - g)+]``."""
+    margin = torch.tensor([[0.3]] * 19 + [[-0.5]], dtype=torch.float64)
+    expected = (19 * expectile * 0.3 - (1.0 - expectile) * 0.5) / (19 * expectile + (1.0 - expectile))
+    value = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
+    descent, over = torch.optim.LBFGS([value], max_iter=100), torch.ones(20, 1, dtype=torch.bool)
+
+    def loss() -> Any:
+        descent.zero_grad()
+        error = Reachability(expectile)(value.expand(2, 20, 1), margin, margin, over, 0.9)
+        error.backward()
+        return error
+
+    for _ in range(5):
+        descent.step(loss)
+    assert float(value.detach()) == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("objective", "kwargs", "error", "match"),
     [
@@ -93,6 +112,7 @@ def test_focal_loss_by_hand() -> None:
         ("classifier", {"focus": -1.0}, ValueError, "focus=-1"),
         ("classifier", {"far": 0.0}, ValueError, "far=0"),
         ("reachability", {"far": 1.0}, TypeError, "objective='reachability'"),
+        ("reachability", {"expectile": 0.0}, ValueError, "expectile=0"),
     ],
 )
 def test_wrong_objectives(objective: str, kwargs: Any, error: type[Exception], match: str) -> None:
