@@ -31,7 +31,8 @@ class ViabilityCallback(LearningCallback):
 
     :param objective: what its values are: ``"reachability"``, or ``"classifier"``, whose values are no margins, so that
         no curriculum can widen the constraints (see :mod:`~persist_sb3.models.objectives`)
-    :param objective_kwargs: parameters of :class:`~persist_sb3.models.objectives.Classifier`
+    :param objective_kwargs: parameters of the objective's class, :class:`~persist_sb3.models.objectives.Reachability` or
+        :class:`~persist_sb3.models.objectives.Classifier`
     :param gamma: discount factor: the backup looks about ``1 / (1 - gamma)`` steps ahead
     :param tau: share by which the target moves toward the critic at each gradient step
     :param net_arch: sizes of the hidden layers
