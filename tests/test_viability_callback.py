@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from persist_sb3.buffers import Transitions
 from persist_sb3.callbacks import ViabilityCallback
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic, reachability_target
@@ -102,3 +103,21 @@ def test_arrays_and_tensors_agree() -> None:
 def test_out_of_range(parameter: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{parameter}={value}"):
         ViabilityCallback(**{parameter: value})  # type: ignore[arg-type]
+
+
+def test_the_learning_rate_falls_as_it_is_told() -> None:
+    rates: list[tuple[float, float]] = []
+
+    class Watch(ViabilityCallback):
+        def _update(self, batch: Transitions) -> Any:
+            rates.append((self.num_timesteps, self.optimizer.param_groups[0]["lr"]))
+            return super()._update(batch)
+
+    venv = VecInternalState(DummyVecEnv([Tables] * 4), dims=["level"], constraints=CONSTRAINTS, mu=[1.0])
+    model = PPO("MlpPolicy", venv, n_steps=16, batch_size=64, n_epochs=1, seed=0, device="cpu")
+    model.learn(256, callback=Watch(net_arch=[8], learning_starts=64, train_freq=4, learning_rate="lin_0.01"))
+    steps, lrs = np.array(rates).T
+    # SB3 knows its progress at the beginning of each rollout, and so do its schedules.
+    np.testing.assert_allclose(lrs, 0.01 * (1.0 - (np.ceil(steps / 64) - 1) * 64 / 256), rtol=1e-6)
+    with pytest.raises(ValueError, match="learning_rate=0"):
+        ViabilityCallback(learning_rate=0.0)

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import update_learning_rate
 
 from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.devices import CPU, check_device, find_device
 from persist_sb3.models.base import Model
 from persist_sb3.models.spec import StateSpec
+from persist_sb3.schedules import make_schedule
 from persist_sb3.shield.lookahead import GUARDING
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers.layer import declared
@@ -34,7 +37,8 @@ class LearningCallback(PersistCallback):
     :param learning_starts: transitions collected before the first gradient step
     :param train_freq: steps of the vectorised environment between two trainings
     :param gradient_steps: gradient steps in each training
-    :param learning_rate: of Adam
+    :param learning_rate: of Adam: a number, ``"lin_0.001"`` (rl-zoo3's notation: linearly from that to 0), or a
+        function of the remaining progress
     :param device: where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ..., or ``"auto"`` (CUDA if there is one). Where
         there is none, ``"cuda"`` is refused when training starts
     :param seed: of initial weights and batches. Default: the algorithm's
@@ -53,7 +57,7 @@ class LearningCallback(PersistCallback):
         learning_starts: int = 1000,
         train_freq: int = 4,
         gradient_steps: int = 1,
-        learning_rate: float = 1e-3,
+        learning_rate: float | str | Schedule = 1e-3,
         device: str = "cpu",
         seed: int | None = None,
         log_path: str | os.PathLike[str] | None = None,
@@ -66,7 +70,8 @@ class LearningCallback(PersistCallback):
         for key, value in (("buffer_size", buffer_size), ("learning_starts", learning_starts)):
             if value < 0:
                 raise ValueError(f"{key}={value} must not be negative")
-        if not learning_rate > 0.0:
+        self._learning_rate = make_schedule(learning_rate)
+        if not self._learning_rate(1.0) > 0.0:
             raise ValueError(f"learning_rate={learning_rate} must be positive")
         check_device(device)
         self.buffer_size = buffer_size
@@ -142,7 +147,7 @@ class LearningCallback(PersistCallback):
             self.actor = self._make(self.spec)
         self.state.register(self.name, self.actor, shared=True)
         self.learner = self.actor if device == CPU else copy.deepcopy(self.actor).to(device)
-        self.optimizer = torch.optim.Adam(self._parameters(), lr=self.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(self._parameters(), lr=self._learning_rate(1.0), fused=True)
         self.state.register(f"{self.name}_training", self)
         self.store.reserve(self.buffer_size)
         super()._on_training_start()
@@ -171,6 +176,7 @@ class LearningCallback(PersistCallback):
     def _on_step(self) -> bool:
         self.store.read(self.locals)
         if self._due():
+            update_learning_rate(self.optimizer, self._learning_rate(self.model._current_progress_remaining))
             for _ in range(self.gradient_steps):
                 for key, value in self._update(self._sample()).items():
                     self._losses[key].append(value)

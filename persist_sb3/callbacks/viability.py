@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.type_aliases import Schedule
 
 from persist_sb3.buffers import CounterExamples, Demonstrations, NearBoundaryBuffer, Transitions
 from persist_sb3.callbacks.learning import LearningCallback
@@ -31,8 +32,8 @@ class ViabilityCallback(LearningCallback):
 
     :param objective: what its values are: ``"reachability"``, or ``"classifier"``, whose values are no margins, so that
         no curriculum can widen the constraints (see :mod:`~persist_sb3.models.objectives`)
-    :param objective_kwargs: parameters of the objective's class, :class:`~persist_sb3.models.objectives.Reachability` or
-        :class:`~persist_sb3.models.objectives.Classifier`
+    :param objective_kwargs: parameters of the objective's class, :class:`~persist_sb3.models.objectives.Reachability`
+        or :class:`~persist_sb3.models.objectives.Classifier`
     :param gamma: discount factor: the backup looks about ``1 / (1 - gamma)`` steps ahead
     :param tau: share by which the target moves toward the critic at each gradient step
     :param net_arch: sizes of the hidden layers
@@ -56,7 +57,8 @@ class ViabilityCallback(LearningCallback):
     :param learning_starts: transitions collected before the first gradient step
     :param train_freq: steps of the vectorised environment between two trainings
     :param gradient_steps: gradient steps in each training
-    :param learning_rate: of Adam
+    :param learning_rate: of Adam: a number, ``"lin_0.001"`` (linearly from that to 0), or a function of the remaining
+        progress
     :param device: where to train
     :param seed: of initial weights and batches. Default: the algorithm's
     :param log_path: folder for files that the callback writes
@@ -90,7 +92,7 @@ class ViabilityCallback(LearningCallback):
         learning_starts: int = 1000,
         train_freq: int = 2,
         gradient_steps: int = 1,
-        learning_rate: float = 1e-3,
+        learning_rate: float | str | Schedule = 1e-3,
         device: str = "cpu",
         seed: int | None = None,
         log_path: str | os.PathLike[str] | None = None,
