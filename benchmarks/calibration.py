@@ -2,11 +2,11 @@
 Whether the shield's confidence is true: declared against realised safety of decisions near the boundary, while the
 agent learns and afterwards, on layouts that it has not seen.
 
-PPO learns on GridLife with the scent of food, shielded by a critic that learns beside it, at the threshold that
-``CalibrationCallback`` finds for each confidence. Every decision near the boundary (a smallest scaled margin below 0.5)
-is kept: the threshold in force, what the critic gave the executed action, the ``p_safe`` that was declared of it, and
-whether a constraint broke within the next 8 steps. Then policy, critic and threshold are frozen, and play test layouts,
-again in closed loop::
+PPO learns on GridLife with the scent of food, its temperature and integrity shielded by a critic that learns beside it,
+at the threshold that ``CalibrationCallback`` finds for each confidence. Every decision near the boundary (a smallest
+scaled margin below 0.5) is kept: the threshold in force, what the critic gave the executed action, the ``p_safe`` that
+was declared of it, and whether a constraint broke within the next 8 steps. Then policy, critic and threshold are
+frozen, and play test layouts, again in closed loop::
 
     python -m benchmarks.calibration                              # 3 seeds, 60k steps, 200 test episodes a confidence
     python -m benchmarks.calibration --seeds 1 --timesteps 10000  # a quick look
@@ -45,6 +45,8 @@ from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInterna
 
 CONFIDENCES = 0.8, 0.9, 0.95, 0.99
 HORIZON, NEAR = 8, 0.5
+#: As the shipped shield does.
+GUARDS = ["temp", "integrity"]
 #: Episodes before those that count: there must be something to go by.
 FIRST = 50
 #: Steps in which more episodes than that end after the critic has begun to judge.
@@ -117,7 +119,7 @@ def train(conf: float, seed: int, timesteps: int, folder: Path) -> tuple[PPO, St
         return PPO.load(agent, device="cpu"), Stream(**np.load(kept))
     venv = VecInternalState(GridLifeVecEnv(ENVS, flat=True, scent=True))
     layers = VecHomeostatReward(venv, w=[1.0, 0.5, 1.5], weight=0.5, alive_bonus="auto", death_penalty=20.0)
-    model = flat_ppo(VecMonitor(VecActionShield(layers, threshold="calibrated", conf=conf)), seed)
+    model = flat_ppo(VecMonitor(VecActionShield(layers, threshold="calibrated", conf=conf, guards=GUARDS)), seed)
     recorder = Recorder(horizon=HORIZON, near=NEAR)
     model.learn(timesteps, callback=[ViabilityCallback(train_freq=1, augment=True), recorder])
     stream = recorder.stream()
@@ -221,7 +223,7 @@ def main() -> None:
     phases = "while it learns", "afterwards, test layouts"
     results: dict[str, dict[str, list[dict[str, Any]]]] = {p: {str(c): [] for c in CONFIDENCES} for p in phases}
     venv = GridLifeVecEnv(1, flat=True, scent=True)
-    spec = StateSpec(venv.observation_space, venv.action_space, venv.viability)
+    spec = StateSpec(venv.observation_space, venv.action_space, venv.viability.about(GUARDS))
     with Progress() as progress:
         bar = progress.add_task("training and playing", total=own.seeds * len(CONFIDENCES))
         for conf, seed in product(CONFIDENCES, range(own.seeds)):
