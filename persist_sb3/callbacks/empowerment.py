@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.type_aliases import Schedule
 
@@ -303,15 +302,11 @@ class EmpowermentCallback(LearningCallback):
         critic.measure(rows, reached)
         information = critic.information(rows, self.tensor(taken), reached, self.tensor(others))
         loss = -information.mean()
-        self._step(loss)
-        self._losses["critic_loss"].append(float(loss.detach()))
-        return information.detach().cpu().numpy().astype(np.float64)
-
-    def _step(self, loss: torch.Tensor) -> None:
-        # Parameters that a loss is not about have no gradient, and Adam leaves them alone.
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self._losses["critic_loss"].append(float(loss.detach()))
+        return information.detach().cpu().numpy().astype(np.float64)
 
     def _keep(self, new: Estimates) -> None:
         """
@@ -334,10 +329,12 @@ class EmpowermentCallback(LearningCallback):
 
     def _update(self, batch: Estimates) -> Mapping[str, float]:
         state, value = map(self.tensor, batch)
-        loss = ((self.learner(state) - value) / self.learner.full).square().mean()
-        self._step(loss)
+        # Parameters that a loss is not about have no gradient, and Adam leaves them alone.
+        self.optimizer.zero_grad()
+        loss = self.learner.backpropagate(state, value)
+        self.optimizer.step()
         self.learner.updates += 1
-        return {"loss": float(loss.detach())}
+        return {"loss": loss}
 
     def _on_rollout_end(self) -> None:
         super()._on_rollout_end()
