@@ -72,7 +72,8 @@ class EmpowermentCallback(LearningCallback):
     :param buffer_size: transitions kept to ask about
     :param batch_size: estimates in a gradient step
     :param learning_starts: estimates made before the first gradient step
-    :param train_freq: steps of the vectorised environment between two questions, and trainings
+    :param train_freq: steps of the vectorised environment between two questions, and trainings. InfoNCE's critic learns
+        once at each: it should be asked more often
     :param gradient_steps: gradient steps in each training
     :param learning_rate: of Adam
     :param device: where to train
@@ -106,8 +107,8 @@ class EmpowermentCallback(LearningCallback):
         buffer_size: int = 100_000,
         batch_size: int = 256,
         learning_starts: int = 256,
-        train_freq: int = 16,
-        gradient_steps: int = 4,
+        train_freq: int = 64,
+        gradient_steps: int = 16,
         learning_rate: float = 1e-3,
         device: str = "cpu",
         seed: int | None = None,
