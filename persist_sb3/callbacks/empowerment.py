@@ -330,8 +330,9 @@ class EmpowermentCallback(LearningCallback):
 
     def _update(self, batch: Estimates) -> Mapping[str, float]:
         state, value = map(self.tensor, batch)
-        # Parameters that a loss is not about have no gradient, and Adam leaves them alone.
-        self.optimizer.zero_grad()
+        # Parameters that a loss is not about must have no gradient: then Adam leaves them alone.
+        if self.learner.critic is not None:
+            self.learner.critic.zero_grad()
         loss = self.learner.backpropagate(state, value)
         self.optimizer.step()
         self.learner.updates += 1
