@@ -89,6 +89,7 @@ def flatten(space: spaces.Space[Any], batch: Batch) -> NDArray[Any]:
     :return: ``(n, spaces.flatdim(space))``
     :raises TypeError: if the space has no fixed size
     """
+    # Not a union of the two, which would be made anew each time.
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
         return np.asarray(batch).reshape(len(batch), -1)
     if isinstance(space, spaces.Discrete):

@@ -27,7 +27,7 @@ FLOOR = 1e-8
 
 #: The least deviation of a whitened number in :meth:`PredictiveModel.white_nll`; the greatest is
 #: :data:`~persist_sb3.models.networks.CLIP`.
-LEAST_DEVIATION = 0.1
+LEAST_SPREAD = 0.1
 
 #: Least probability of what is not a number, there.
 LEAST_PROBABILITY = 1e-4
@@ -44,7 +44,7 @@ _LOG_2_PI = math.log(2.0 * math.pi)
 _LOW, _ZERO, _ONE, _HIGH = map(constant, (-CLIP, 0.0, 1.0, CLIP))
 _OPEN, _GAIN = constant(OPEN), constant(GAIN)
 _VAR_LOW, _PRECISION_LOW = constant(math.exp(LOG_VAR_LOW)), constant(math.exp(-LOG_VAR_HIGH))
-_WHITE_VAR_LOW, _WHITE_VAR_HIGH = constant(LEAST_DEVIATION**2), constant(CLIP**2)
+_WHITE_VAR_LOW, _WHITE_VAR_HIGH = constant(LEAST_SPREAD**2), constant(CLIP**2)
 #: Its exponential is not too large for float32.
 _LARGE = constant(80.0)
 
