@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -88,15 +89,17 @@ def flatten(space: spaces.Space[Any], batch: Batch) -> NDArray[Any]:
     :return: ``(n, spaces.flatdim(space))``
     :raises TypeError: if the space has no fixed size
     """
-    if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return np.reshape(batch, (len(batch), -1))
+    # Not a union of the two, which would be made anew each time.
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+        return np.asarray(batch).reshape(len(batch), -1)
     if isinstance(space, spaces.Discrete):
         # SB3's DictReplayBuffer turns such entries into columns, in the very dict that the environment returned.
-        return np.eye(int(space.n))[np.reshape(batch, len(batch)) - space.start]
+        index = np.asarray(batch).reshape(len(batch))
+        return _codes(int(space.n)).take(index - space.start if space.start else index, axis=0)
     if isinstance(space, spaces.MultiDiscrete):
         values = np.reshape(batch, (len(batch), -1)) - space.start.reshape(-1)
         return np.concatenate(
-            [np.eye(size)[column] for size, column in zip(space.nvec.reshape(-1), values.T, strict=True)], axis=1
+            [_codes(size)[column] for size, column in zip(space.nvec.reshape(-1), values.T, strict=True)], axis=1
         )
     if isinstance(space, spaces.Dict):
         return np.concatenate([flatten(inner, batch[key]) for key, inner in space.spaces.items()], axis=1)
@@ -106,6 +109,11 @@ def flatten(space: spaces.Space[Any], batch: Batch) -> NDArray[Any]:
         f"{type(space).__name__} observations have no fixed size and cannot be flattened: wrap the environment so that "
         "it returns a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
     )
+
+
+@cache
+def _codes(n: int) -> NDArray[np.float32]:
+    return np.eye(n, dtype=np.float32)
 
 
 def unflatten(space: spaces.Space[Any], flat: NDArray[Any]) -> Batch:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.type_aliases import Schedule
 
@@ -73,7 +72,8 @@ class EmpowermentCallback(LearningCallback):
     :param buffer_size: transitions kept to ask about
     :param batch_size: estimates in a gradient step
     :param learning_starts: estimates made before the first gradient step
-    :param train_freq: steps of the vectorised environment between two questions, and trainings
+    :param train_freq: steps of the vectorised environment between two questions, and trainings. InfoNCE's critic learns
+        once at each: it should be asked more often
     :param gradient_steps: gradient steps in each training
     :param learning_rate: of Adam
     :param device: where to train
@@ -107,8 +107,8 @@ class EmpowermentCallback(LearningCallback):
         buffer_size: int = 100_000,
         batch_size: int = 256,
         learning_starts: int = 256,
-        train_freq: int = 16,
-        gradient_steps: int = 4,
+        train_freq: int = 64,
+        gradient_steps: int = 16,
         learning_rate: float = 1e-3,
         device: str = "cpu",
         seed: int | None = None,
@@ -303,15 +303,11 @@ class EmpowermentCallback(LearningCallback):
         critic.measure(rows, reached)
         information = critic.information(rows, self.tensor(taken), reached, self.tensor(others))
         loss = -information.mean()
-        self._step(loss)
-        self._losses["critic_loss"].append(float(loss.detach()))
-        return information.detach().cpu().numpy().astype(np.float64)
-
-    def _step(self, loss: torch.Tensor) -> None:
-        # Parameters that a loss is not about have no gradient, and Adam leaves them alone.
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self._losses["critic_loss"].append(float(loss.detach()))
+        return information.detach().cpu().numpy().astype(np.float64)
 
     def _keep(self, new: Estimates) -> None:
         """
@@ -334,10 +330,13 @@ class EmpowermentCallback(LearningCallback):
 
     def _update(self, batch: Estimates) -> Mapping[str, float]:
         state, value = map(self.tensor, batch)
-        loss = ((self.learner(state) - value) / self.learner.full).square().mean()
-        self._step(loss)
+        # Parameters that a loss is not about must have no gradient: then Adam leaves them alone.
+        if self.learner.critic is not None:
+            self.learner.critic.zero_grad()
+        loss = self.learner.backpropagate(state, value)
+        self.optimizer.step()
         self.learner.updates += 1
-        return {"loss": float(loss.detach())}
+        return {"loss": loss}
 
     def _on_rollout_end(self) -> None:
         super()._on_rollout_end()

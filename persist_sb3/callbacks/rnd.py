@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import Schedule
 
-from persist_sb3.batch import Batch, stack
+from persist_sb3.batch import Batch, stack, take
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.intrinsic.rnd import RND
 from persist_sb3.intrinsic.unit import BonusUnit
@@ -129,7 +129,7 @@ class RNDCallback(LearningCallback):
         num_envs = self.training_env.num_envs
         self._rate = min(1.0, FULL_RATE_ENVS / num_envs)
         self._logged: dict[str, float] = {}
-        self._fresh: list[Floats] = []
+        self._fresh: list[Batch] = []
         self._fresh_count = 0
         self.unit.restart(num_envs)
         self._warm = bool(self.actor.standardizer.count > 0)
@@ -180,14 +180,15 @@ class RNDCallback(LearningCallback):
 
     def _on_step(self) -> bool:
         transitions = self.store.read(self.locals)
-        observation = self.actor.encode(transitions.next_observation)
+        observation, count = transitions.next_observation, len(transitions)
         if self._warm:
             self.unit.measure(self._novelty())
             # Drawn before the loss: what is left out costs nothing.
             if self._rate < 1.0:
-                observation = observation[self.generator.random(len(observation)) < self._rate]
+                learned = np.flatnonzero(self.generator.random(count) < self._rate)
+                observation, count = take(observation, learned), len(learned)
         self._fresh.append(observation)
-        self._fresh_count += len(observation)
+        self._fresh_count += count
         if not self._warm and self._fresh_count >= self.learning_starts:
             self._warm_up(self._take_fresh())
         return super()._on_step()
@@ -203,7 +204,7 @@ class RNDCallback(LearningCallback):
 
     def _take_fresh(self) -> list[Floats]:
         fresh, self._fresh, self._fresh_count = self._fresh, [], 0
-        return fresh
+        return [self.actor.encode(observation) for observation in fresh]
 
     def _due(self) -> bool:
         if not self._warm or self._fresh_count < self.batch_size:

@@ -124,9 +124,20 @@ class Empowerment(Model):
         value: torch.Tensor = self.full * self.network(self.standardizer(state))[0, :, 0]
         return value
 
+    def backpropagate(self, state: torch.Tensor, value: torch.Tensor) -> float:
+        """
+        Set the network's gradients to those of the mean square of what :meth:`forward` gets wrong.
+
+        :param state: ``(n, D)``
+        :param value: what it should say, in nats, ``(n,)``
+        :return: the mean square, in squares of :attr:`full`
+        """
+        target = value[:, None] / self.full
+        return self.network.backpropagate(self.standardizer(state), lambda outputs: outputs[0] - target)
+
     def value(self, state: Floats) -> NDArray[np.float64]:
         """
-        The same without torch, kept between 0 and :attr:`bound`; 0 before there was anything to learn.
+        :meth:`forward` without torch, kept between 0 and :attr:`bound`; 0 before there was anything to learn.
 
         :param state: ``(n, D)``
         :return: nats, ``(n,)``
@@ -134,7 +145,7 @@ class Empowerment(Model):
         if not int(self.updates):
             return np.zeros(len(state))
         value = self._fast(self._fast_standardizer(state))[0, :, 0].astype(np.float64)
-        return (self.full * value).clip(0.0, self.bound)
+        return np.minimum(np.maximum(self.full * value, 0.0), self.bound)
 
 
 def check_estimator(estimator: str | None, horizon: int, negatives: int) -> None:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.infos import Path
-from persist_sb3.models.heads import Heads
+from persist_sb3.models.heads import Heads, as_slice
 from persist_sb3.models.imagination import Dynamics, begin
 from persist_sb3.models.networks import VARIANCE_FLOOR
 from persist_sb3.models.spec import Floats, StateSpec
@@ -52,8 +52,9 @@ class Outcomes:
         numeric = np.concatenate([heads.numeric, np.arange(spec.observation_dim, spec.state_dim)])
         #: Where the numbers are among the columns, the entries of one-hot codes, and what is 0 or 1.
         self.numeric, self.one_hot, self.binary = (
-            np.flatnonzero(np.isin(self.columns, kind)) for kind in (numeric, heads.one_hot, heads.binary)
+            as_slice(np.flatnonzero(np.isin(self.columns, kind))) for kind in (numeric, heads.one_hot, heads.binary)
         )
+        self._columns = as_slice(self.columns)
         groups = np.split(heads.one_hot, np.cumsum(heads.sizes)[:-1]) if heads.sizes else []
         self._groups = [np.flatnonzero(np.isin(self.columns, group)) for group in groups]
         #: Variance of the sensor's noise, ``(m,)``; 0 where there is a category.
@@ -76,7 +77,7 @@ class Outcomes:
         :param var: of the state, ``(..., D)``
         :return: mean and variance of what is perceived, ``(..., m)`` both
         """
-        return mean[..., self.columns].astype(np.float64), var[..., self.columns] + self.sensor
+        return mean[..., self._columns].astype(np.float64), var[..., self._columns] + self.sensor
 
     def draw(
         self, mean: NDArray[np.float64], var: NDArray[np.float64], generator: np.random.Generator

@@ -12,12 +12,10 @@ from torch import nn
 from persist_sb3.batch import Batch, flatten
 from persist_sb3.intrinsic.bonus import Moves
 from persist_sb3.models.base import Model
-from persist_sb3.models.networks import CLIP, VARIANCE_FLOOR, EnsembleMLP, Standardizer
+from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble, Standardizer
 from persist_sb3.models.spec import StateSpec
 
 Floats = NDArray[np.float32]
-
-_FLOOR = np.float32(VARIANCE_FLOOR)
 
 
 class RND(Model):
@@ -57,7 +55,8 @@ class RND(Model):
         self.networks = EnsembleMLP(2, [len(self._columns), *sizes])
         _init_orthogonally(self.networks)
         self.register_buffer("unit", torch.zeros(()))
-        self._fast = _Fast(self)
+        self._fast = NumpyEnsemble(self.networks)
+        self._fast_standardizer = self.standardizer.numpy()
 
     def encode(self, observation: Batch) -> Floats:
         """
@@ -75,37 +74,15 @@ class RND(Model):
         target, prediction = self.networks(self.standardizer(encoded))
         return (prediction - target.detach()).square().mean(dim=1)
 
-    @torch.no_grad()
     def backpropagate(self, encoded: torch.Tensor) -> float:
         """
-        Set the parameters' gradients to those of the mean of :meth:`forward`, as ``backward()`` would, in a third of
-        its time: nothing is recorded, and nothing propagated through the target. The target's gradients, and its steps
-        of Adam, are exactly 0.
+        Set the parameters' gradients to those of the mean of :meth:`forward`. The target's are 0, and so are its steps
+        of Adam.
 
         :param encoded: ``(n, D)``
         :return: the mean
         """
-        layers = list(zip(self.networks.weights, self.networks.biases, strict=True))
-        x = self.standardizer(encoded).expand(2, *encoded.shape)
-        inputs: list[torch.Tensor] = []
-        for weight, bias in layers:
-            # The last layer has no ReLU, so it comes before every other.
-            x = x.relu() if inputs else x
-            inputs.append(x[1])
-            x = torch.baddbmm(bias, x, weight)
-        gap = x[1] - x[0]
-        delta = gap * (2.0 / gap.numel())
-        for (weight, bias), layer_input in zip(reversed(layers), reversed(inputs), strict=True):
-            for parameter in (weight, bias):
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            assert weight.grad is not None and bias.grad is not None
-            torch.mm(layer_input.T, delta, out=weight.grad[1])
-            torch.sum(delta, dim=0, keepdim=True, out=bias.grad[1])
-            if weight is not layers[0][0]:
-                # What autograd calls for a ReLU, in a fifth of the time of multiplying with a mask.
-                delta = torch.ops.aten.threshold_backward(delta @ weight[1].T, layer_input, 0.0)
-        return float(gap.square().mean())
+        return self.networks.backpropagate(self.standardizer(encoded), lambda outputs: outputs[1] - outputs[0])
 
     def error(self, encoded: Floats) -> NDArray[np.float64]:
         """
@@ -114,69 +91,10 @@ class RND(Model):
         :param encoded: ``(n, D)``
         :return: ``(n,)``
         """
-        return self._fast(encoded)
-
-
-class _Fast:
-    """
-    :meth:`RND.error` without torch, on views of the parameters, for batches of one size. At the size of a step NumPy
-    takes longer to align arrays of different shapes than to compute with them, so moments and biases are laid out for
-    the whole batch, anew when they have changed.
-
-    :param rnd: on the CPU
-    """
-
-    def __init__(self, rnd: RND) -> None:
-        networks, moments = rnd.networks, rnd.standardizer
-        self._tensors = [moments.mean, moments.var, *networks.biases, *networks.weights]
-        self._place = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_tensors": self._tensors, "_place": 0}
-
-    def _views(self) -> None:
-        """Look where the parameters are: they move together, into memory that processes share."""
-        place = self._tensors[0].data_ptr()
-        if place != self._place:
-            arrays = [tensor.detach().numpy() for tensor in self._tensors]
-            self._small, self._weights = arrays[: len(arrays) // 2 + 1], arrays[len(arrays) // 2 + 1 :]
-            self._place, self._known = place, (0,)
-
-    def __call__(self, x: Floats) -> NDArray[np.float64]:
-        """
-        :param x: ``(n, D)``
-        :return: ``(n,)``
-        """
-        self._views()
-        # Compared by value: where processes share them, another one changes them.
-        known = (len(x), *[array.tobytes() for array in self._small])
-        if known != self._known:
-            self._lay_out(x.shape)
-            self._known = known
-        x = x - self._mean
-        x /= self._scale
-        np.minimum(x, self._high, out=x)
-        np.maximum(x, self._low, out=x)
-        for depth, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
-            if depth:
-                np.maximum(x, self._nothing[depth - 1], out=x)
-            x = np.matmul(x, weight)
-            x += bias
-        gap = x[1] - x[0]
-        error: NDArray[np.float64] = np.vecdot(gap, gap).astype(np.float64)
-        error /= gap.shape[1]
+        target, prediction = self._fast(self._fast_standardizer(encoded))
+        prediction -= target
+        error: NDArray[np.float64] = np.vecdot(prediction, prediction) / np.float64(prediction.shape[1])
         return error
-
-    def _lay_out(self, shape: tuple[int, ...]) -> None:
-        """
-        :param shape: of the batch
-        """
-        mean, var, *biases = self._small
-        self._mean, self._scale = (np.tile(row, (shape[0], 1)) for row in (mean, np.sqrt(var + _FLOOR)))
-        self._biases = [np.tile(bias, (1, shape[0], 1)) for bias in biases]
-        self._nothing = [np.zeros_like(bias) for bias in self._biases]
-        self._high = np.full(shape, CLIP, dtype=np.float32)
-        self._low = -self._high
 
 
 @dataclass(frozen=True)

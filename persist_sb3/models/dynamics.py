@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from persist_sb3.draws import Noise
 from persist_sb3.models.heads import Floats, Heads
 from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble
-from persist_sb3.models.prediction import Clip, Distribution, PredictiveModel, sigmoid
+from persist_sb3.models.prediction import Clip, Distribution, FastDistribution, PredictiveModel, Units, sigmoid
 from persist_sb3.models.spec import StateSpec
 
 
@@ -111,8 +111,8 @@ class DynamicsModel(PredictiveModel):
         :param target: the predicted part of ``s'``, ``(n, m)``
         :return: its negative log-likelihood under the mixture of all members, summed over entries, ``(n,)``
         """
-        out, expected, scale = self._fast_forward(state, action)
-        likelihood = self._log_likelihood(out, target, expected, scale)
+        out, expected, units = self._fast_forward(state, action)
+        likelihood = self._log_likelihood(out, target, expected, units)
         return math.log(self.members) - np.logaddexp.reduce(likelihood, axis=0)
 
     def surprise(self, state: Floats, action: Floats, target: Floats) -> NDArray[np.float64]:
@@ -122,8 +122,8 @@ class DynamicsModel(PredictiveModel):
         :param target: the predicted part of ``s'``, ``(n, m)``
         :return: what :meth:`~persist_sb3.models.prediction.PredictiveModel.white_nll` makes of it, ``(n,)``
         """
-        out, expected, scale = self._fast_forward(state, action)
-        return self.white_nll(out, target, expected, scale)
+        out, expected, units = self._fast_forward(state, action)
+        return self.white_nll(out, target, expected, units)
 
     def disagreement(self, state: Floats, action: Floats) -> Floats:
         """
@@ -132,22 +132,22 @@ class DynamicsModel(PredictiveModel):
         :return: standard deviation of the members' means, in units of what a linear regression leaves open, averaged
             over numbers and probabilities, ``(n,)``
         """
-        out, expected, scale = self._fast_forward(state, action)
+        out, expected, units = self._fast_forward(state, action)
         likely = np.exp(self._fast_log_softmax(out.one_hot)), sigmoid(out.binary)
-        numbers = out.mean + (expected - expected.mean(axis=0)) / scale
+        numbers = out.mean + (expected - expected.mean(axis=0)) / units.scale
         average: Floats = np.concatenate([numbers, *likely], axis=2).std(axis=0).mean(axis=1)
         return average
 
     def _fast_forward(
         self, state: Floats, action: Floats, members: NDArray[np.intp] | None = None
-    ) -> tuple[Distribution, Floats, Floats]:
+    ) -> tuple[FastDistribution, Floats, Units]:
         """
         :meth:`forward` and :meth:`_behind` without torch.
 
         :param state: ``(n, D)``
         :param action: encoded, ``(n, A)``
         :param members: which network predicts each row, ``(n,)``. Default: all of them
-        :return: what is predicted, what is expected behind the gates, and what numbers typically differ by from it
+        :return: what is predicted, what is expected behind the gates, and what numbers are measured in
         """
         inputs = self._inputs(state, action)
         outputs = self._fast(inputs) if members is None else self._of_members(inputs, members)

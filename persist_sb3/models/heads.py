@@ -104,6 +104,16 @@ class Heads:
         return len(self.numeric) + len(self.sizes) + len(self.binary)
 
 
+def as_slice(columns: Columns) -> slice | Columns:
+    """
+    :param columns: some of a vector's
+    :return: the same, for indexing without a copy if they follow one another
+    """
+    start = int(columns[0]) if len(columns) else 0
+    adjacent = np.array_equal(columns, np.arange(start, start + len(columns)))
+    return slice(start, start + len(columns)) if adjacent else columns
+
+
 def _leaves(space: spaces.Space[Any]) -> Iterator[Any]:
     if isinstance(space, spaces.Dict | spaces.Tuple):
         for inner in space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces:

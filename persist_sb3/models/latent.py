@@ -15,7 +15,7 @@ from persist_sb3.models.categorical import balanced_kl, log_unimix, straight_thr
 from persist_sb3.models.heads import Floats, Heads
 from persist_sb3.models.networks import Block, fast_gru, fast_linear, symlog
 from persist_sb3.models.observation import ObservationModel, check_shown
-from persist_sb3.models.prediction import Clip, Distribution, PredictiveModel
+from persist_sb3.models.prediction import Clip, FastDistribution, PredictiveModel, Units
 from persist_sb3.models.spec import StateSpec
 
 #: Nats of divergence that cost nothing, and the weights with which prior and posterior learn from the rest.
@@ -301,20 +301,20 @@ class LatentModel(ObservationModel, PredictiveModel):
 
     def _about(
         self, state: Floats, action: Floats, target: Floats, belief: Belief | None
-    ) -> tuple[Distribution, Floats, Floats, Floats]:
+    ) -> tuple[FastDistribution, Floats, Floats, Units]:
         """
         :return: what is predicted of the target, the target, what the regression expects of its numbers, and what they
-            typically differ by from that
+            are measured in
         """
         out = self._mixture(state, action, belief)
-        expected, scale = self._fast_behind(out.gate, state, action)
+        expected, units = self._fast_behind(out.gate, state, action)
         if target.shape[1] == self.spec.observation_dim:
             numbers = slice(0, self._observed)
-            out = out._replace(mean=out.mean[..., numbers], log_var=out.log_var[..., numbers])
-            expected, scale = expected[..., numbers], scale[numbers]
-        return out, target, expected, scale
+            out = out._replace(mean=out.mean[..., numbers], var=out.var[..., numbers])
+            expected, units = expected[..., numbers], Units(*(unit[numbers] for unit in units))
+        return out, target, expected, units
 
-    def _mixture(self, state: Floats, action: Floats, belief: Belief | None) -> Distribution:
+    def _mixture(self, state: Floats, action: Floats, belief: Belief | None) -> FastDistribution:
         """
         :return: what each sample of the latent variables predicts, ``(samples, n, ...)``. They are drawn by a hash of
             the row, so that a prediction is a function of what it is made from

@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+
+from persist_sb3.models.networks import Statistics
+from persist_sb3.models.prepared import Views
 
 Floats = NDArray[np.float32]
 
@@ -18,12 +20,13 @@ ENOUGH = 10
 
 #: Rows that are not sorted by group before they are answered.
 FEW = 16
+_ROWS = np.arange(FEW)
 
 #: Inputs whose standard deviation is below this have not varied.
 LEAST_DEVIATION = 1e-6
 
 
-class LinearFit(nn.Module):
+class LinearFit(Statistics):
     """
     Ridge regression (Hoerl & Kennard, 1970) of ``y`` on ``x``, from their running covariance, for each of ``k`` groups
     of rows by itself. A group with little data so far answers as all rows together do; if they are few, too, the answer
@@ -64,6 +67,7 @@ class LinearFit(nn.Module):
         self.register_buffer("weight", torch.zeros(groups, inputs, outputs))
         self.register_buffer("bias", torch.zeros(groups, 1, outputs))
         self.register_buffer("residual", torch.ones(outputs))
+        self._views = Views(self.weight, self.bias)
 
     @torch.no_grad()
     def update(self, x: torch.Tensor, y: torch.Tensor, group: torch.Tensor) -> None:
@@ -137,13 +141,6 @@ class LinearFit(nn.Module):
             answer = answer.index_copy(0, rows, torch.addmm(self.bias[index], x[rows], self.weight[index]))
         return answer
 
-    def inputs_so_far(self) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """
-        :return: number of rows, and of each input the mean and the sum of squared deviations from it, ``(p,)`` both
-        """
-        products = self.products[0].numpy()
-        return float(self.count[0]), self.mean[0].numpy()[: self.inputs], products.diagonal()
-
     def answer(self, x: Floats, group: NDArray[np.intp]) -> Floats:
         """
         The same without torch.
@@ -152,14 +149,14 @@ class LinearFit(nn.Module):
         :param group: of each row, ``(n,)``
         :return: ``(n, g)``
         """
-        weight, bias = self.weight.numpy(), self.bias.numpy()
+        weight, bias = self._views()
         if self.groups == 1:
             return x @ weight[0] + bias[0]
         if len(x) <= FEW:
             # All groups at once: for a few rows, to sort them takes longer than to compute what is not asked for.
-            every: Floats = np.matmul(x, weight)[group, np.arange(len(x))]
-            every += bias[group, 0]
-            return every
+            every: Floats = np.matmul(x, weight)
+            every += bias
+            return every[group, _ROWS[: len(x)]]
         answer = np.empty((len(x), weight.shape[2]), dtype=np.float32)
         for index in range(self.groups):
             rows = np.flatnonzero(group == index)

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+
+from persist_sb3.models.prepared import Prepared, Views, constant
 
 Floats = NDArray[np.float32]
 
@@ -21,10 +22,20 @@ VARIANCE_FLOOR = 1e-4
 #: Added to the mean square by which a layer is normalised.
 NORM_FLOOR = 1e-4
 
-_FLOOR, _LOW, _HIGH = np.float32(VARIANCE_FLOOR), np.float32(-CLIP), np.float32(CLIP)
+_LOW, _ZERO, _HIGH = map(constant, (-CLIP, 0.0, CLIP))
 
 
-class Standardizer(nn.Module):
+class Statistics(nn.Module):
+    """Base of what is measured, and not trained. It moves to another device in place, as parameters do."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Statistics":
+        # Whoever has a view of the numbers keeps it.
+        for buffer in self.buffers(recurse=False):
+            buffer.data = fn(buffer)
+        return self
+
+
+class Standardizer(Statistics):
     """
     Shifts and scales inputs to zero mean and unit variance, as measured on the data given to :meth:`update`, and clips
     them to :data:`CLIP`. Before any data it changes nothing but the clipping.
@@ -41,12 +52,6 @@ class Standardizer(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("var", torch.ones(size))
         self.register_buffer("count", torch.zeros(()))
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Standardizer":
-        # In place, as parameters move to another device: whoever has a view of the moments keeps it.
-        for moment in (self.mean, self.var, self.count):
-            moment.data = fn(moment)
-        return self
 
     @torch.no_grad()
     def update(self, batch: torch.Tensor) -> None:
@@ -106,6 +111,39 @@ class EnsembleMLP(nn.Module):
             if depth < last:
                 x = torch.relu(x)
         return x
+
+    @torch.no_grad()
+    def backpropagate(self, x: torch.Tensor, error: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        """
+        Set the gradients of the last member's parameters to those of a mean square error, as ``backward()`` would, in a
+        third of its time: nothing is recorded, and nothing propagated through the other members, whose gradients are
+        exactly 0.
+
+        :param x: ``(n, inputs)``
+        :param error: of the last member, ``(n, outputs)``, by the outputs of all, ``(e, n, outputs)``
+        :return: its mean square
+        """
+        layers = list(zip(self.weights, self.biases, strict=True))
+        x = x.expand(self.members, *x.shape)
+        inputs: list[torch.Tensor] = []
+        for weight, bias in layers:
+            # The last layer has no ReLU, so it comes before every other.
+            x = x.relu() if inputs else x
+            inputs.append(x[-1])
+            x = torch.baddbmm(bias, x, weight)
+        gap = error(x)
+        delta = gap * (2.0 / gap.numel())
+        for (weight, bias), layer_input in zip(reversed(layers), reversed(inputs), strict=True):
+            for parameter in (weight, bias):
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            assert weight.grad is not None and bias.grad is not None
+            torch.mm(layer_input.T, delta, out=weight.grad[-1])
+            torch.sum(delta, dim=0, keepdim=True, out=bias.grad[-1])
+            if weight is not layers[0][0]:
+                # What autograd calls for a ReLU, in a fifth of the time of multiplying with a mask.
+                delta = torch.ops.aten.threshold_backward(delta @ weight[-1].T, layer_input, 0.0)
+        return float(gap.square().mean())
 
 
 def symlog(x: torch.Tensor) -> torch.Tensor:
@@ -193,59 +231,43 @@ class NumpyStandardizer:
     """
 
     def __init__(self, standardizer: Standardizer) -> None:
-        self._moments = standardizer.mean, standardizer.var
+        self._moments = Prepared(_moments, standardizer.mean, standardizer.var)
 
     def __call__(self, x: Floats) -> Floats:
         """
         :param x: ``(..., size)``
         :return: standardised and clipped, ``(..., size)``
         """
-        mean, var = self._moments
-        scaled: Floats = x - mean.numpy()
-        scaled /= np.sqrt(var.numpy() + _FLOOR)
-        # Faster than np.clip on a small batch.
-        np.minimum(scaled, _HIGH, out=scaled)
-        np.maximum(scaled, _LOW, out=scaled)
-        return scaled
+        mean, deviation = self._moments()
+        scaled: Floats = x - mean
+        scaled /= deviation
+        return scaled.clip(_LOW, _HIGH, out=scaled)
+
+
+def _moments(mean: Floats, var: Floats) -> tuple[Floats, Floats]:
+    return mean.copy(), np.sqrt(var + np.float32(VARIANCE_FLOOR))
 
 
 class NumpyEnsemble:
     """
-    The forward pass of an :class:`EnsembleMLP` without torch, on views of its parameters. These are taken anew when the
-    parameters lie elsewhere than before, as they do when they move into memory that processes share.
+    The forward pass of an :class:`EnsembleMLP` without torch.
 
     :param ensemble: on the CPU
     """
 
     def __init__(self, ensemble: EnsembleMLP) -> None:
-        self._parameters = [*ensemble.weights, *ensemble.biases]
-        self._places: list[int] = []
-        self._layers: list[tuple[Floats, Floats]] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_parameters": self._parameters, "_places": [], "_layers": []}
-
-    def _views(self) -> list[tuple[Floats, Floats]]:
-        """
-        :return: weight and bias of each layer
-        """
-        places = [parameter.data_ptr() for parameter in self._parameters]
-        if places != self._places:
-            arrays = [parameter.detach().numpy() for parameter in self._parameters]
-            depth = len(arrays) // 2
-            self._places, self._layers = places, list(zip(arrays[:depth], arrays[depth:], strict=True))
-        return self._layers
+        self._layers = len(ensemble.weights)
+        self._views = Views(*ensemble.weights, *ensemble.biases)
 
     def __call__(self, x: Floats) -> Floats:
         """
         :param x: ``(n, inputs)``, or ``(e, n, inputs)``
         :return: ``(e, n, outputs)``
         """
-        layers = self._views()
-        last = len(layers) - 1
-        for depth, (weight, bias) in enumerate(layers):
-            x = np.matmul(x, weight)
-            x += bias
-            if depth < last:
-                np.maximum(x, 0.0, out=x)
+        arrays = self._views()
+        for depth in range(self._layers):
+            if depth:
+                np.maximum(x, _ZERO, out=x)
+            x = np.matmul(x, arrays[depth])
+            x += arrays[self._layers + depth]
         return x

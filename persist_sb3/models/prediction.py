@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from persist_sb3.draws import Noise
 from persist_sb3.models.base import Model
-from persist_sb3.models.heads import Floats, Heads
+from persist_sb3.models.heads import Floats, Heads, as_slice
 from persist_sb3.models.linear import LinearFit
 from persist_sb3.models.networks import CLIP, VARIANCE_FLOOR, Standardizer
+from persist_sb3.models.prepared import Prepared, constant
 from persist_sb3.models.spec import StateSpec
 
 #: Logarithm of the least and the greatest predicted variance, in units of the linear regression's.
@@ -24,9 +25,9 @@ LOG_VAR_LOW, LOG_VAR_HIGH = -10.0, 5.0
 #: Least variance that surprises are measured in: where there was none yet, the first is finite.
 FLOOR = 1e-8
 
-#: Logarithm of the least and the greatest variance of a whitened number in :meth:`PredictiveModel.white_nll`:
-#: deviations of a tenth, and of :data:`~persist_sb3.models.networks.CLIP`.
-WHITE_LOG_VAR_LOW, WHITE_LOG_VAR_HIGH = 2.0 * math.log(0.1), 2.0 * math.log(CLIP)
+#: The least deviation of a whitened number in :meth:`PredictiveModel.white_nll`; the greatest is
+#: :data:`~persist_sb3.models.networks.CLIP`.
+LEAST_SPREAD = 0.1
 
 #: Least probability of what is not a number, there.
 LEAST_PROBABILITY = 1e-4
@@ -40,11 +41,34 @@ OPEN, GAIN = 1.05, 5.0
 
 _LOG_2_PI = math.log(2.0 * math.pi)
 
+_LOW, _ZERO, _ONE, _HIGH = map(constant, (-CLIP, 0.0, 1.0, CLIP))
+_OPEN, _GAIN = constant(OPEN), constant(GAIN)
+_VAR_LOW, _PRECISION_LOW = constant(math.exp(LOG_VAR_LOW)), constant(math.exp(-LOG_VAR_HIGH))
+_WHITE_VAR_LOW, _WHITE_VAR_HIGH = constant(LEAST_SPREAD**2), constant(CLIP**2)
+#: Its exponential is not too large for float32.
+_LARGE = constant(80.0)
+
+
+class Units(NamedTuple):
+    """
+    What numbers are measured in.
+
+    :param scale: what each typically differs by from the linear regression, ``(g,)``
+    :param mean: its mean in the states so far, ``(g,)``
+    :param deviation: its standard deviation there, ``(g,)``; 1 before there are any, and the mean 0
+    :param ratio: of the squares of ``scale`` and ``deviation``, ``(g,)``
+    """
+
+    scale: Floats
+    mean: Floats
+    deviation: Floats
+    ratio: Floats
+
 
 class Distribution(NamedTuple):
     """
-    What is predicted, in torch or in NumPy. Of numbers it is what they differ by from a linear regression, divided by
-    what they typically differ.
+    What is predicted, in torch. Of numbers it is what they differ by from a linear regression, divided by what they
+    typically differ.
 
     :param mean: of each number, ``(..., g)``
     :param log_var: of its variance, ``(..., g)``
@@ -53,11 +77,21 @@ class Distribution(NamedTuple):
     :param gate: share of the regression's change that takes place, to be clipped to ``[0, 1]``, ``(..., 1)``
     """
 
-    mean: Any
-    log_var: Any
-    one_hot: Any
-    binary: Any
-    gate: Any
+    mean: torch.Tensor
+    log_var: torch.Tensor
+    one_hot: torch.Tensor
+    binary: torch.Tensor
+    gate: torch.Tensor
+
+
+class FastDistribution(NamedTuple):
+    """:class:`Distribution` without torch, with the variances themselves, and gates that are in ``[0, 1]``."""
+
+    mean: Floats
+    var: Floats
+    one_hot: Floats
+    binary: Floats
+    gate: Floats
 
 
 def beta_nll(mean: torch.Tensor, log_var: torch.Tensor, target: torch.Tensor, beta: float) -> torch.Tensor:
@@ -128,6 +162,7 @@ class PredictiveModel(Model):
         discrete = isinstance(spec.action_space, spaces.Discrete) and spec.action_dim <= MAX_GROUPS
         groups = spec.action_dim if discrete else 1
         self.linear = LinearFit(groups, spec.state_dim + spec.action_dim, len(heads.numeric))
+        self._answer = self.linear.answer
         #: Gradient steps taken.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         cuts = np.cumsum([len(heads.numeric), len(heads.numeric), len(heads.one_hot), len(heads.binary)])
@@ -136,8 +171,10 @@ class PredictiveModel(Model):
         #: Numbers that a network has to give for each row.
         self.outputs = heads.outputs + 1
         self._starts = np.cumsum([0, *heads.sizes])[:-1]
-        # Where the numbers are in the state.
-        self._at = np.arange(spec.state_dim)[part][heads.numeric]
+        # Which columns of the part are numbers, codes and bits, and where the numbers are in the state.
+        self._columns = as_slice(heads.numeric), as_slice(heads.one_hot), as_slice(heads.binary)
+        self._in_state = as_slice(np.arange(spec.state_dim)[part][heads.numeric])
+        self._units = Prepared(self._measured, self.linear.count, self.linear.mean, self.linear.residual)
 
     # In torch
 
@@ -260,37 +297,43 @@ class PredictiveModel(Model):
         :param action: encoded, ``(n, A)``
         :return: what the linear regression by itself expects of the numbers in ``s'``, ``(n, g)``
         """
-        return self._fast_expected(state, action)[0]
+        numbers: Floats = state[:, self._in_state] + self._change(state, action)
+        return numbers
 
-    def _fast_expected(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
-        change = self.linear.answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
-        scale = np.sqrt(self.linear.residual.numpy() + np.float32(FLOOR))
-        return state[:, self.part][:, self.heads.numeric] + change, scale
+    def _change(self, state: Floats, action: Floats) -> Floats:
+        return self._answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
 
-    def _distribution(self, outputs: Floats) -> Distribution:
+    def _distribution(self, outputs: Floats) -> FastDistribution:
         mean, raw, one_hot, binary, gate = (outputs[..., part] for part in self._slices)
-        log_var = LOG_VAR_HIGH - _softplus(LOG_VAR_HIGH - raw)
-        log_var = LOG_VAR_LOW + _softplus(log_var - LOG_VAR_LOW)
-        return Distribution(mean, log_var, one_hot, binary, _clip(OPEN + GAIN * gate, 0.0, 1.0))
+        gate = _GAIN * gate
+        gate += _OPEN
+        return FastDistribution(mean, _variance(raw), one_hot, binary, gate.clip(_ZERO, _ONE, out=gate))
 
-    def _fast_behind(self, gate: Floats, state: Floats, action: Floats) -> tuple[Floats, Floats]:
-        """:meth:`_behind` without torch."""
-        expected, scale = self._fast_expected(state, action)
-        behind: Floats = expected - (1.0 - gate) * (expected - state[:, self.part][:, self.heads.numeric])
-        return behind, scale
+    def _fast_behind(self, gate: Floats, state: Floats, action: Floats) -> tuple[Floats, Units]:
+        """
+        :meth:`_behind` without torch.
 
-    def _draw(self, out: Distribution, expected: Floats, scale: Floats, noise: Noise | None) -> Floats:
+        :param gate: in ``[0, 1]``, ``(..., n, 1)``
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :return: what is then expected of numbers, ``(..., n, g)``, and what they are measured in
+        """
+        behind: Floats = gate * self._change(state, action)
+        behind += state[:, self._in_state]
+        return behind, self._units()
+
+    def _draw(self, out: FastDistribution, expected: Floats, units: Units, noise: Noise | None) -> Floats:
         """
         :param out: what is predicted, ``(n, ...)``
         :param expected: what the regression expects behind the gates, ``(n, g)`` or ``(e, n, g)``
-        :param scale: what numbers typically differ by from it, ``(g,)``
+        :param units: of the numbers
         :param noise: what chance is drawn from; None for no chance: the mean of numbers, and the likeliest of the rest
         :return: the predicted part of ``s'``, numbers clipped to their bounds, ``(n, m)``
         """
         change, gumbel, threshold = out.mean, out.one_hot, 0.5
         if noise is not None:
             if len(self.heads.numeric):
-                change = change + np.exp(0.5 * out.log_var) * noise.standard_normal(change.shape)
+                change = change + np.sqrt(out.var) * noise.standard_normal(change.shape)
             if self.heads.sizes:
                 uniform = np.maximum(noise.random(gumbel.shape), np.finfo(np.float32).tiny)
                 gumbel = gumbel - np.log(-np.log(uniform))
@@ -298,52 +341,61 @@ class PredictiveModel(Model):
                 threshold = noise.random(out.binary.shape)
         heads = self.heads
         following = np.empty((len(expected), heads.width), dtype=np.float32)
-        following[:, heads.numeric] = np.clip(expected + scale * change, heads.low, heads.high)
-        following[:, heads.one_hot] = self._likeliest(gumbel)
-        following[:, heads.binary] = sigmoid(out.binary) > threshold
+        numeric, one_hot, binary = self._columns
+        following[:, numeric] = np.clip(expected + units.scale * change, heads.low, heads.high)
+        following[:, one_hot] = self._likeliest(gumbel)
+        following[:, binary] = sigmoid(out.binary) > threshold
         return following
 
-    def _moments(self, out: Distribution, expected: Floats, scale: Floats) -> tuple[Floats, Floats]:
+    def _moments(self, out: FastDistribution, expected: Floats, units: Units) -> tuple[Floats, Floats]:
         """
         :meth:`_describe` without torch.
 
         :param out: what is predicted, ``(e, n, ...)``
         :param expected: what the regression expects behind the gates, ``(n, g)`` or ``(e, n, g)``
-        :param scale: what numbers typically differ by from it, ``(g,)``
+        :param units: of the numbers
         :return: mean and variance, ``(e, n, m)`` both
         """
         mean = np.empty((*out.mean.shape[:-1], self.heads.width), dtype=np.float32)
         var = np.empty_like(mean)
-        mean[..., self.heads.numeric] = expected + scale * out.mean
-        var[..., self.heads.numeric] = np.square(scale) * np.exp(out.log_var)
-        one_hot = np.exp(self._fast_log_softmax(out.one_hot))
-        for columns, p in ((self.heads.one_hot, one_hot), (self.heads.binary, sigmoid(out.binary))):
+        numeric, one_hot, binary = self._columns
+        mean[..., numeric] = expected + units.scale * out.mean
+        var[..., numeric] = np.square(units.scale) * out.var
+        likely = np.exp(self._fast_log_softmax(out.one_hot))
+        for columns, p in ((one_hot, likely), (binary, sigmoid(out.binary))):
             mean[..., columns] = p
             var[..., columns] = p * (1.0 - p)
         return mean, var
 
     def _log_likelihood(
-        self, out: Distribution, target: Floats, expected: Floats, scale: Floats
+        self, out: FastDistribution, target: Floats, expected: Floats, units: Units
     ) -> NDArray[np.float64]:
         """
         :param out: what is predicted, ``(e, n, ...)``; the last numbers may be left out
         :param target: what happened, ``(n, m)``
         :param expected: what the regression expects behind the gates, ``(n, g)`` or ``(e, n, g)``
-        :param scale: what numbers typically differ by from it, ``(g,)``
+        :param units: of the numbers
         :return: summed over entries, ``(e, n)``
         """
         heads = self.heads
-        scaled = (target[:, heads.numeric[: out.mean.shape[2]]] - expected) / scale
-        gaussian = -0.5 * (out.log_var + np.square(scaled - out.mean) * np.exp(-out.log_var) + _LOG_2_PI) - np.log(
-            scale
-        )
+        scaled = (self._numbers(target, out.mean.shape[2]) - expected) / units.scale
+        gaussian = -0.5 * (np.log(out.var) + np.square(scaled - out.mean) / out.var + _LOG_2_PI) - np.log(units.scale)
         likelihood: NDArray[np.float64] = gaussian.sum(axis=2, dtype=np.float64)
         likelihood += (self._fast_log_softmax(out.one_hot) * target[:, heads.one_hot]).sum(axis=2)
         # log sigmoid(z) of what is 1, log sigmoid(-z) of what is 0
         likelihood -= np.logaddexp(0.0, out.binary * (1.0 - 2.0 * target[:, heads.binary])).sum(axis=2)
         return likelihood
 
-    def white_nll(self, out: Distribution, target: Floats, expected: Floats, scale: Floats) -> NDArray[np.float64]:
+    def _numbers(self, target: Floats, count: int) -> Floats:
+        """
+        :param target: what happened, ``(n, m)``; the last numbers may be left out
+        :param count: how many there are, ``g``
+        :return: they, ``(n, g)``
+        """
+        numeric = self.heads.numeric
+        return target[:, self._columns[0] if count == len(numeric) else numeric[:count]]
+
+    def white_nll(self, out: FastDistribution, target: Floats, expected: Floats, units: Units) -> NDArray[np.float64]:
         """
         A likelihood that is fit to be a reward: bounded, and in no unit. Numbers are whitened and clipped, as inputs
         are, since the density of a number, and with it the sign of its logarithm, depends on the unit that it is
@@ -355,19 +407,26 @@ class PredictiveModel(Model):
         :param out: what is predicted, ``(e, n, ...)``; the last numbers may be left out
         :param target: what happened, ``(n, m)``
         :param expected: what the regression expects, ``(n, g)`` or ``(e, n, g)``
-        :param scale: what numbers typically differ by from it, ``(g,)``
+        :param units: of the numbers
         :return: negative log-likelihood under the mixture of all ``e``, mean over entries, in nats, ``(n,)``
         """
         heads = self.heads
-        numeric = heads.numeric[: out.mean.shape[2]]
-        mean, deviation = self._scales(numeric)
-        error = _clip((expected - mean + scale * out.mean) / deviation, -CLIP, CLIP)
-        error -= _clip((target[:, numeric] - mean) / deviation, -CLIP, CLIP)
-        log_var = _clip(out.log_var + 2.0 * np.log(scale / deviation), WHITE_LOG_VAR_LOW, WHITE_LOG_VAR_HIGH)
-        terms = np.exp(-log_var)
-        terms *= np.square(error)
-        terms += log_var
-        likelihood = -0.5 * (terms.sum(axis=2, dtype=np.float64) + len(numeric) * _LOG_2_PI)
+        count = out.mean.shape[2]
+        scale, mean, deviation, ratio = units
+        terms = scale * out.mean
+        terms += expected
+        terms -= mean
+        terms /= deviation
+        happened = self._numbers(target, count) - mean
+        happened /= deviation
+        terms.clip(_LOW, _HIGH, out=terms)
+        terms -= happened.clip(_LOW, _HIGH, out=happened)
+        var = ratio * out.var
+        var.clip(_WHITE_VAR_LOW, _WHITE_VAR_HIGH, out=var)
+        terms *= terms
+        terms /= var
+        terms += np.log(var, out=var)
+        likelihood = -0.5 * terms.sum(axis=2, dtype=np.float64)
         least = math.log(LEAST_PROBABILITY)
         if heads.sizes:
             chosen = self._fast_log_softmax(out.one_hot) * target[:, heads.one_hot]
@@ -375,18 +434,28 @@ class PredictiveModel(Model):
         if len(heads.binary):
             chosen = -np.logaddexp(0.0, out.binary * (1.0 - 2.0 * target[:, heads.binary]))
             likelihood += chosen.clip(least).sum(axis=2)
-        entries = len(numeric) + len(heads.sizes) + len(heads.binary)
-        return (math.log(len(out.mean)) - np.logaddexp.reduce(likelihood, axis=0)) / entries
+        entries = count + len(heads.sizes) + len(heads.binary)
+        constant = math.log(len(out.mean)) + 0.5 * count * _LOG_2_PI
+        return (constant - np.logaddexp.reduce(likelihood, axis=0)) / entries
 
-    def _scales(self, numeric: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    def _measured(
+        self,
+        count: NDArray[np.float64],
+        means: NDArray[np.float64],
+        residual: NDArray[np.float32],
+    ) -> Units:
         """
-        :param numeric: the first ``g`` numbers of what is predicted
-        :return: mean and deviation of these numbers in the states so far, ``(g,)`` both; 0 and 1 before there are any
+        :param count: see :class:`~persist_sb3.models.linear.LinearFit`, as the others
+        :param means: likewise
+        :param residual: likewise
+        :return: what follows
         """
-        count, mean, spread = self.linear.inputs_so_far()
-        columns = self._at[: len(numeric)]
-        var = spread[columns] / count if count else np.ones(len(columns))
-        return mean[columns].astype(np.float32), np.sqrt(var + VARIANCE_FLOOR).astype(np.float32)
+        squares = self.linear.products[0].numpy().diagonal()[self._in_state]
+        var = squares / count[0] if count[0] else np.ones(len(squares))
+        deviation = np.sqrt(var + VARIANCE_FLOOR).astype(np.float32)
+        scale = np.sqrt(residual + np.float32(FLOOR))
+        mean = means[0, self._in_state].astype(np.float32)
+        return Units(scale, mean, deviation, np.square(scale / deviation))
 
     def _likeliest(self, logits: Floats) -> Floats:
         """
@@ -408,20 +477,20 @@ class PredictiveModel(Model):
         return normalised
 
 
-def _softplus(x: Floats) -> Floats:
-    # A third of the time of np.logaddexp, and as exact as float32 is.
-    value: Floats = np.exp(-np.abs(x))
-    value += np.float32(1.0)
-    np.log(value, out=value)
-    value += np.maximum(x, np.float32(0.0))
+def _variance(raw: Floats) -> Floats:
+    """
+    The exponential of the two softplus in :meth:`PredictiveModel._split`: ``e^low + 1 / (e^-high + e^-raw)``.
+
+    :param raw: as a network has it, any shape
+    :return: a variance
+    """
+    value = -raw
+    np.minimum(value, _LARGE, out=value)
+    np.exp(value, out=value)
+    value += _PRECISION_LOW
+    np.reciprocal(value, out=value)
+    value += _VAR_LOW
     return value
-
-
-def _clip(x: Floats, low: float, high: float) -> Floats:
-    # In place, and for a small batch in half the time of np.clip.
-    np.maximum(x, np.float32(low), out=x)
-    np.minimum(x, np.float32(high), out=x)
-    return x
 
 
 def sigmoid(x: Floats) -> Floats:

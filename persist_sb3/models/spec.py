@@ -73,7 +73,7 @@ class StateSpec:
         flat = flatten(self.action_space, action)
         if self.continuous:
             return ((flat - self._centre) / self._half).astype(np.float32)
-        return flat.astype(np.float32)
+        return flat.astype(np.float32, copy=False)
 
     def decode_action(self, encoded: NDArray[Any]) -> NDArray[Any]:
         """

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.intrinsic.empowerment import Empowerment
+from persist_sb3.models.prepared import Views
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.intrinsic import BonusLayer, BonusWrapper
@@ -46,6 +47,7 @@ class EmpowermentBonusLayer(BonusLayer):
         model = bundle.get("empowerment")
         if model is not None:
             self.check_observation(self._spec, model.spec)
+            self._unit = Views(model.unit)
         self.model = model
         self._training = training
 
@@ -60,7 +62,7 @@ class EmpowermentBonusLayer(BonusLayer):
         internal = step.infos.column(("internal",), self.everyone)
         empowerment = self.model.value(self._spec.encode(step.next_observation, internal))
         step.infos.publish("persist", self.everyone, empowerment, "empowerment")
-        return empowerment * float(self.model.unit)
+        return empowerment * float(self._unit()[0])
 
 
 class EmpowermentBonus(BonusWrapper):

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.intrinsic.rnd import RND, Novelty
+from persist_sb3.models.prepared import Views
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.intrinsic import BonusLayer, BonusWrapper
@@ -48,6 +49,7 @@ class RNDBonusLayer(BonusLayer):
         rnd = bundle.get("rnd")
         if rnd is not None:
             self.check_observation(self._spec, rnd.spec)
+            self._unit = Views(rnd.unit)
         self.rnd = rnd
         self._training = training
 
@@ -58,7 +60,7 @@ class RNDBonusLayer(BonusLayer):
             return self._nothing
         novelty = self.rnd.error(self.rnd.encode(step.next_observation))
         step.infos.publish("persist", self.everyone, novelty, "novelty")
-        return novelty * float(self.rnd.unit)
+        return novelty * float(self._unit()[0])
 
 
 class RNDBonus(BonusWrapper):

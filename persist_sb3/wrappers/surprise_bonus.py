@@ -11,6 +11,7 @@ from persist_sb3.batch import Batch, with_rows
 from persist_sb3.infos import Infos
 from persist_sb3.intrinsic.bonus import Moves
 from persist_sb3.intrinsic.surprise import UNIT, WORLD_MODEL, Surprise
+from persist_sb3.models.prepared import Views
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.intrinsic import BonusLayer, BonusWrapper
@@ -74,6 +75,8 @@ class SurpriseBonusLayer(BonusLayer):
             self.check_observation(self._spec, parts[WORLD_MODEL].spec)
         self._parts = parts
         self._complete = len(parts) == len(self.pays.parts)
+        if self._complete:
+            self._updates, self._unit = Views(parts[WORLD_MODEL].updates), Views(parts[UNIT].value)
         self._training = training
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
@@ -89,14 +92,14 @@ class SurpriseBonusLayer(BonusLayer):
                     "SurpriseBonus has no model: add persist_sb3.callbacks.WorldModelCallback() to the callbacks"
                 )
             return self._nothing
-        if not self._parts[WORLD_MODEL].updates:
+        if not self._updates()[0]:
             return self._nothing
         moves = Moves(step.observation, x, step.action, step.next_observation, self._x)
         surprise = self.pays.surprise(self._parts, moves)
         score = self.pays.reward(surprise, self._x, self._mu)
         infos.publish("persist", everyone, surprise, "surprise")
         infos.publish("persist", everyone, score, "surprise_score")
-        return score * float(self._parts[UNIT].value)
+        return score * float(self._unit()[0])
 
 
 def _refuse_shield_below(lookup: Lookup) -> None:
