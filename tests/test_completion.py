@@ -98,7 +98,7 @@ def test_the_algorithms_are_those_of_rl_zoo3(monkeypatch: pytest.MonkeyPatch) ->
         ("demonstrate --env GridLifeScent-", ["GridLifeScent-v0"]),
         ("demonstrate --agent o", ["oracle"]),
         ("doctor --gym", ["--gym-packages"]),
-        ("init CartP", ["CartPole-v0", "CartPole-v1"]),
+        ("init Acro", ["Acrobot-v1"]),
     ],
 )
 def test_words_are_completed(typed: str, expected: list[str]) -> None:
