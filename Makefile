@@ -19,6 +19,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 test: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps simglucose
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 DOCS ?= docs/_build

@@ -1,6 +1,7 @@
 """What the benchmarks of trained agents share: train through ``train.py``, evaluate on unseen layouts, average."""
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from rliable import library, metrics
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from benchmarks.kept import folder_name, kept
+from benchmarks.kept import folder_name, kept, save
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord, survival_curve
 from persist_sb3.runs import Run
@@ -43,6 +44,8 @@ FIGURES: dict[str, tuple[Callable[[Records, Records], float], str]] = {
     ),
     "violations while training": (lambda _, training: float(sum(e.violations for e in training)), ".0f"),
 }
+#: What the training of an agent cost, and the file of its run that says so.
+CPU_SECONDS, COST = "CPU seconds of training", "cost.json"
 STYLES = {name: style for name, (_, style) in FIGURES.items()}
 
 
@@ -126,8 +129,32 @@ def train(env_id: str, condition: Condition, seed: int, timesteps: int, logs: Pa
         command = [sys.executable, str(ROOT / "train.py"), "--algo", algo, "--env", env_id, "--seed", str(seed)]
         command += ["-n", str(timesteps), "--eval-freq", "-1", "--device", "cpu", "--verbose", "0", "-f", str(logs)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL, env=environment)
+        seconds = _cpu_seconds([*command, *options], environment)
+        save({CPU_SECONDS: seconds}, run / COST)
     return run
+
+
+def _cpu_seconds(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """
+    :param command: is run, with nothing shown of what it prints
+    :param environment: of it
+    :return: CPU time that it took: that of the clock depends on what else the machine does
+    :raises subprocess.CalledProcessError: if it fails
+    """
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return usage.ru_utime + usage.ru_stime
+
+
+def cost(path: Path) -> dict[str, float]:
+    """
+    :param path: a run's folder
+    :return: what its training cost; nothing if that was not measured
+    """
+    return json.loads((path / COST).read_text()) if (path / COST).is_file() else {}
 
 
 def evaluate_run(path: Path, episodes: int, *, shield: bool = True) -> Records:

@@ -23,7 +23,18 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.agents import PLAIN, STYLES, Condition, Records, evaluate_run, figures, parse, trained
+from benchmarks.agents import (
+    CPU_SECONDS,
+    PLAIN,
+    STYLES,
+    Condition,
+    Records,
+    cost,
+    evaluate_run,
+    figures,
+    parse,
+    trained,
+)
 from benchmarks.kept import save
 from benchmarks.tables import tabulate
 from persist_sb3 import hyperparams, plots
@@ -99,10 +110,11 @@ def main() -> None:
         off = evaluate_run(run, own.episodes, shield=False) if "shield" in name else test
         tests[name] += test
         survival_off = float(np.mean([e.survived for e in off]))
-        rows[name].append({**figures(test, read_episodes(run / "persist.jsonl")), SHIELD_OFF: survival_off})
+        training = read_episodes(run / "persist.jsonl")
+        rows[name].append({**figures(test, training), SHIELD_OFF: survival_off, **cost(run)})
 
     title = f"{ENV}, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]"
-    table, results = tabulate(title, rows, {**STYLES, SHIELD_OFF: STYLES["survival share"]})
+    table, results = tabulate(title, rows, {**STYLES, SHIELD_OFF: STYLES["survival share"], CPU_SECONDS: ".0f"})
     rates = {name: float(np.mean([(e.interventions or 0) / e.length for e in test])) for name, test in tests.items()}
     table.add_row("intervention rate", *(f"{rate:.3f}" for rate in rates.values()))
     Console(width=200).print(table)

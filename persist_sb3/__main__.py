@@ -3,10 +3,13 @@
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+from persist_sb3 import completion
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,7 +19,7 @@ app = typer.Typer(
     help="Agents that stay alive: Stable-Baselines3 with internal variables, constraints on them, and a shield.",
     epilog=(
         "Begin with [bold]persist-sb3 doctor CartPole-v1[/bold] and [bold]persist-sb3 init CartPole-v1[/bold], "
-        "or with [bold]persist-sb3 train --algo ppo --env GridLife-v0 --progress[/bold]."
+        "or with [bold]persist-sb3 train --algo ppo --env GridLife-v0[/bold]."
     ),
 )
 
@@ -33,6 +36,27 @@ class OtherParser(TyperCommand):
         ctx.args = list(args)
         return ctx.args
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """
+        :param ctx: of the command
+        :param incomplete: a word that begins as an option does
+        :return: what it may become, which the one declared argument knows
+        """
+        (words,) = (parameter for parameter in self.params if parameter.name == "words")
+        return words.shell_complete(ctx, incomplete)
+
+
+def _loaded(command: str) -> ModuleType:
+    """
+    :param command: of this package
+    :return: its module
+    """
+    from persist_sb3.progress import waiting
+
+    # Late: `persist-sb3 --help` must not pay for torch.
+    with waiting(f"loading {command}"):
+        return importlib.import_module(f"persist_sb3.{command}")
+
 
 def _hand_over(ctx: typer.Context) -> None:
     """
@@ -40,63 +64,59 @@ def _hand_over(ctx: typer.Context) -> None:
     :raises SystemExit: with the status of the module of the same name
     """
     command = ctx.info_name
-    # Late: `persist-sb3 --help` must not pay for torch.
-    module = importlib.import_module(f"persist_sb3.{command}")
+    module = _loaded(str(command))
     sys.argv = [f"persist-sb3 {command}", *ctx.args]
     sys.exit(getattr(module, str(command))())
 
 
-def _runs(incomplete: str) -> list[str]:
-    # As rl-zoo3 lays them out: LOGS/ALGO/ENV_NUMBER/ENV/args.yml.
-    found = {str(file.parents[1]) for file in Path().glob("*/*/*_*/*/args.yml")}
-    return sorted(run for run in found if run.startswith(incomplete.removeprefix("./")))
+def _words(ctx: typer.Context, incomplete: str) -> list[str | tuple[str, str]]:
+    return list(completion.offered(str(ctx.info_name), ctx.args, incomplete))
 
 
-#: Its values are the other parser's to read: declared here, it is completed.
-RunFolders = Annotated[list[str] | None, typer.Argument(metavar="RUN_DIR", autocompletion=_runs)]
+def _words_or_runs(ctx: typer.Context, incomplete: str) -> list[str | tuple[str, str]]:
+    return list(completion.offered(str(ctx.info_name), ctx.args, incomplete, completion.runs))
+
+
+#: The values are the other parser's to read: declared here, they are completed, and so are its options.
+Words = Annotated[list[str] | None, typer.Argument(autocompletion=_words)]
+WordsOrRuns = Annotated[list[str] | None, typer.Argument(autocompletion=_words_or_runs)]
 
 
 @app.command(cls=OtherParser)
-def train(ctx: typer.Context) -> None:
-    """Train an agent, through rl-zoo3: [dim]--algo ppo --env GridLife-v0 --progress[/dim]"""
+def train(ctx: typer.Context, words: Words = None) -> None:
+    """Train an agent, through rl-zoo3: [dim]--algo ppo --env GridLife-v0[/dim]"""
     _hand_over(ctx)
 
 
 @app.command(cls=OtherParser)
-def enjoy(ctx: typer.Context, runs: RunFolders = None) -> None:
+def enjoy(ctx: typer.Context, words: WordsOrRuns = None) -> None:
     """Watch a trained agent: [dim]logs/ppo/GridLife-v0_1[/dim]"""
     _hand_over(ctx)
 
 
 @app.command(cls=OtherParser)
-def report(ctx: typer.Context, runs: RunFolders = None) -> None:
+def report(ctx: typer.Context, words: WordsOrRuns = None) -> None:
     """Table, plots and a video of runs: [dim]logs/ppo/GridLife-v0_1[/dim]"""
     _hand_over(ctx)
 
 
 @app.command(cls=OtherParser)
-def explain(ctx: typer.Context, runs: RunFolders = None) -> None:
+def explain(ctx: typer.Context, words: WordsOrRuns = None) -> None:
     """Why the shield of a run intervened: [dim]logs/ppo/GridLifeScent-v0_1[/dim]"""
     _hand_over(ctx)
 
 
 @app.command(cls=OtherParser)
-def demonstrate(ctx: typer.Context) -> None:
+def demonstrate(ctx: typer.Context, words: Words = None) -> None:
     """Record episodes to learn from: [dim]--env GridLife-v0 --episodes 20[/dim]"""
     _hand_over(ctx)
 
 
-def _environments(incomplete: str) -> list[str]:
-    import gymnasium as gym
-
-    return sorted(env_id for env_id in gym.registry if env_id.startswith(incomplete))
-
-
-EnvId = Annotated[str, typer.Argument(metavar="ENV_ID", help="a registered id", autocompletion=_environments)]
+EnvId = Annotated[str, typer.Argument(metavar="ENV_ID", help="a registered id", autocompletion=completion.environments)]
 OptionalEnvId = Annotated[
     str | None,
     typer.Argument(
-        metavar="[ENV_ID]", help="a registered id (default: that of --persist)", autocompletion=_environments
+        metavar="[ENV_ID]", help="a registered id (default: that of --persist)", autocompletion=completion.environments
     ),
 ]
 GymPackages = Annotated[
@@ -107,10 +127,15 @@ Seed = Annotated[int, typer.Option(help="of the random actions")]
 Episodes = Annotated[int, typer.Option(min=1, help="to play with random actions")]
 
 
+def _examples(*arguments: str) -> str:
+    return "\n\n".join(["examples:", *(f"[bold]persist-sb3 {line}[/bold]" for line in arguments)])
+
+
 @app.command(
-    epilog=(
-        "Examples: [bold]persist-sb3 doctor CartPole-v1[/bold], "
-        "[bold]persist-sb3 doctor --persist gridlife.yml --output survival.png[/bold]"
+    epilog=_examples(
+        "doctor CartPole-v1",
+        "doctor --persist gridlife.yml --output survival.png",
+        "doctor MyEnv-v0 --gym-packages my_envs --episodes 50",
     )
 )
 def doctor(
@@ -125,13 +150,16 @@ def doctor(
     What would go wrong with an environment and a configuration. The exit status is 0 if nothing is wrong, 1 if there
     are problems; each names its remedy.
     """
-    from persist_sb3.doctor import doctor as run
-
+    run = _loaded("doctor").doctor
     raise typer.Exit(run(env_id, persist, gym_packages or (), episodes=episodes, seed=seed, output=output))
 
 
 @app.command(
-    epilog="Examples: [bold]persist-sb3 init CartPole-v1[/bold], [bold]persist-sb3 init Pendulum-v1 --algo SAC[/bold]"
+    epilog=_examples(
+        "init CartPole-v1",
+        "init Pendulum-v1 --algo SAC --folder pendulum",
+        "init MyEnv-v0 --gym-packages my_envs --force",
+    )
 )
 def init(
     env_id: EnvId,
@@ -146,8 +174,7 @@ def init(
     Write a configuration and a training script to begin with, which run as they are. The limits in them are read off
     random actions, and marked: put those in that really kill.
     """
-    from persist_sb3.init import init as run
-
+    run = _loaded("init").init
     raise typer.Exit(run(env_id, folder, algo or "PPO", gym_packages or (), episodes=episodes, seed=seed, force=force))
 
 

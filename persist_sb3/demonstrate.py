@@ -73,7 +73,7 @@ def demonstrate(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, RuntimeError, ValueError, gym.error.Error) as error:
         parser.error(told(error))
     try:
-        with bar(console) as progress:
+        with bar() as progress:
             task = progress.add_task("recording", total=own.episodes)
             demonstrations = record(
                 agent,

@@ -172,7 +172,7 @@ def doctor(
         import_packages(gym_packages)
         persist = None if persist_file is None else PersistConfig.from_yaml(persist_file)
         env_id = _one_of(env_id, persist)
-        with bar(console) as progress:
+        with bar() as progress:
             task = progress.add_task("random actions", total=amount_of_work(episodes))
             diagnosis = examine(
                 env_id,

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from persist_sb3 import zoo
 from persist_sb3.packages import import_packages
+from persist_sb3.progress import watched
 from persist_sb3.runs import Run, RunError
 from persist_sb3.witness import Witness
 
@@ -38,6 +39,8 @@ def enjoy(arguments: Sequence[str] | None = None) -> None:
     # Not the parser's business: what follows an option that only rl-zoo3 knows would look like a folder, too.
     folder = given.pop(0) if given and not given[0].startswith("-") else None
     own, others = parser.parse_known_args(given)
+    if watched() and not own.no_progress:
+        others = ["--progress", *others]
     if own.help:
         parser.print_help()
         print("\nEvery option of rl-zoo3's enjoy is taken too:\n")
@@ -52,7 +55,8 @@ def enjoy(arguments: Sequence[str] | None = None) -> None:
         others = ["--exp-id", _number(parser, run), *others]
         where[-1] = str(run.folder.resolve().parents[1])
     try:
-        zoo.run(zoo_enjoy.enjoy, [*where, *others])
+        with zoo.show_progress():
+            zoo.run(zoo_enjoy.enjoy, [*where, *others])
     except ValueError as error:
         if not str(error).startswith(("No model found", "No checkpoint found")):
             raise
@@ -65,7 +69,8 @@ def enjoy(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        usage="%(prog)s [RUN_DIR] [-h] [-f DIR] [--algo ALGO] [--env ID] [--gym-packages MODULE [MODULE ...]]",
+        usage="%(prog)s [RUN_DIR] [-h] [-f DIR] [--algo ALGO] [--env ID] [--gym-packages MODULE [MODULE ...]] "
+        "[--no-progress]",
         description="Watch a trained agent with its layers around it, through rl-zoo3.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -83,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-f", "--folder", metavar="DIR", default="logs", help="where the runs are (default: logs)")
     parser.add_argument("--algo", metavar="ALGO", help="algorithm (default: that of the newest run)")
     parser.add_argument("--env", metavar="ID", help="environment id (default: that of the newest run)")
+    parser.add_argument(
+        "--no-progress", action="store_true", help="no progress bar (default: there is one if stderr is a terminal)"
+    )
     return parser
 
 

@@ -229,7 +229,7 @@ def explain(arguments: Sequence[str] | None = None) -> int:
     try:
         import_packages(own.gym_packages)
         run = Run(own.run)
-        with bar(console) as progress:
+        with bar() as progress:
             task = progress.add_task("replaying", total=own.episodes)
             seen = replay(
                 run,

@@ -144,7 +144,7 @@ def _files(
             raise ValueError(". ".join(f"{each.text}: {each.remedy}" for each in wrong))
         if algo == "ppo_mask" and not env.has_wrapper_attr("action_masks"):
             raise ValueError(f"PPO_MASK needs an environment with action_masks(), and {env_id} has none: choose PPO")
-        with bar(console) as progress:
+        with bar() as progress:
             task = progress.add_task("random actions", total=episodes)
             plays = play_randomly(
                 env, episodes, seed, WATCHED, progress=lambda done: progress.update(task, completed=done)

@@ -19,7 +19,7 @@ from persist_sb3 import plots, tables, video
 from persist_sb3.evaluation import Episode, declared_viability, evaluate
 from persist_sb3.metrics import EpisodeRecord, survival_curve
 from persist_sb3.packages import import_packages
-from persist_sb3.progress import bar
+from persist_sb3.progress import bar, waiting
 from persist_sb3.runs import Run, RunError
 from persist_sb3.summary import common_horizon, evaluation_figures, training_figures, without_nan
 from persist_sb3.viability import ViabilitySet
@@ -85,7 +85,7 @@ def report(arguments: Sequence[str] | None = None) -> int:
     for subject in subjects:
         _read_training(subject)
         if own.evaluate:
-            files += _evaluate(subject, subjects, own, output, console)
+            files += _evaluate(subject, subjects, own, output)
     summary = _summary(subjects, own)
     console.print(tables.comparison(summary["runs"]))
     for subject in subjects:
@@ -93,7 +93,7 @@ def report(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{subject.label}: {text}", style="dim", markup=False, highlight=False)
         for text in subject.failures:
             console.print(f"{subject.label}: {text}", style="red", markup=False, highlight=False)
-    with console.status("plots"):
+    with waiting("plots"):
         files = [*(plots.save(figure, output / name) for name, figure in _figures(subjects).items()), *files]
     files.append(_write_json(summary, output / "summary.json"))
     console.print(*files, sep="\n", markup=False, highlight=False, soft_wrap=True)
@@ -162,15 +162,12 @@ def _read_training(subject: Subject) -> None:
         subject.notes.append("no training episode has been recorded yet")
 
 
-def _evaluate(
-    subject: Subject, subjects: Sequence[Subject], own: argparse.Namespace, output: Path, console: Console
-) -> list[Path]:
+def _evaluate(subject: Subject, subjects: Sequence[Subject], own: argparse.Namespace, output: Path) -> list[Path]:
     """
     :param subject: the run to evaluate
     :param subjects: all runs, of which the first that says what is alive says it for those that do not
     :param own: the command line
     :param output: where a video goes
-    :param console: shows the progress
     :return: files written
     """
     run = subject.run
@@ -185,7 +182,7 @@ def _evaluate(
             model = run.load_model(venv, own.seed)
             subject.viability = declared_viability(venv)
             renders = "rgb_array" in (venv.get_attr("metadata")[0] or {}).get("render_modes", ())
-            with bar(console) as progress:
+            with bar() as progress:
                 task = progress.add_task(subject.label, total=own.episodes)
                 subject.episodes = evaluate(
                     model,
@@ -207,7 +204,7 @@ def _evaluate(
         return []
     name = "episode" if len(subjects) == 1 else f"episode-{_slug(subject.label)}"
     try:
-        with console.status(f"video of {subject.label}"):
+        with waiting(f"video of {subject.label}"):
             return [_record(run, model, how, own, output / f"{name}.{own.video}")]
     except RuntimeError as error:
         subject.notes.append(f"no video: {error}")

@@ -17,12 +17,13 @@ from persist_sb3 import hyperparams, zoo
 from persist_sb3.config import PersistConfig
 from persist_sb3.diagnosis import environment
 from persist_sb3.packages import import_packages, told
+from persist_sb3.progress import watched
 from persist_sb3.runs import Run, RunError
 
 EXAMPLES = """
 examples:
   %(prog)s --algo ppo --env GridLife-v0
-  %(prog)s --algo sac --env GridLifeContinuous-v0 --progress
+  %(prog)s --algo sac --env GridLifeContinuous-v0 -n 100000
   %(prog)s --algo sac --env Navigation1-v0 --shield
   %(prog)s --persist gridlife.yml --track
   %(prog)s --algo ppo --env GridLife-v0 -params "vec_env_wrapper:[]"     the same agent without the layers
@@ -37,6 +38,8 @@ def train(arguments: Sequence[str] | None = None) -> None:
     zoo.register_ppo_mask()
     parser = _parser()
     own, others = parser.parse_known_args(arguments)
+    if watched() and not own.no_progress:
+        others = ["--progress", *others]
     if own.trained_agent is not None:
         others = ["-i", _agent(parser, own), *others]
     try:
@@ -119,11 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gym-packages", metavar="MODULE", nargs="+", default=[], help="modules that register your own environments"
     )
+    parser.add_argument(
+        "--no-progress", action="store_true", help="no progress bar (default: there is one if stderr is a terminal)"
+    )
     return parser
 
 
 def _train(algo: str, arguments: Sequence[str]) -> None:
-    with zoo.show_runs(), zoo.evaluate_with_masks() if algo == zoo.MASKED else nullcontext():
+    with zoo.show_runs(), zoo.show_progress(), zoo.evaluate_with_masks() if algo == zoo.MASKED else nullcontext():
         zoo.run(zoo_train, ["--algo", algo, *arguments])
 
 

@@ -3,9 +3,12 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+import rl_zoo3.enjoy as zoo_enjoy
 import rl_zoo3.exp_manager as exp_manager
 import rl_zoo3.train as zoo_train
+import stable_baselines3.common.callbacks as sb3_callbacks
 from rl_zoo3.callbacks import TrialEvalCallback
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
@@ -14,6 +17,7 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from persist_sb3 import progress
 from persist_sb3.callbacks import PersistCallback, TensorBoardCallback, TrackCallback
 
 MASKED = "ppo_mask"
@@ -87,6 +91,19 @@ def show_runs() -> Iterator[None]:
         yield
     finally:
         names["ExperimentManager"] = before
+
+
+@contextmanager
+def show_progress() -> Iterator[None]:
+    """Let rl-zoo3 and SB3 draw their progress bars where this package draws its own."""
+    before = zoo_enjoy.tqdm
+    for module in (zoo_enjoy, sb3_callbacks):
+        vars(module)["tqdm"] = partial(before, options=progress.drawn())
+    try:
+        yield
+    finally:
+        for module in (zoo_enjoy, sb3_callbacks):
+            vars(module)["tqdm"] = before
 
 
 def run(main: Callable[[], None], arguments: Sequence[str]) -> None:

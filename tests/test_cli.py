@@ -1,19 +1,36 @@
 """The command line: what it shows, what it costs, and that what ``init`` writes runs as it is."""
 
+import argparse
+import contextlib
+import importlib
 import os
+import pty
+import re
 import runpy
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
+import rl_zoo3.enjoy as zoo_enjoy
+import stable_baselines3.common.callbacks as sb3_callbacks
 import yaml
+from rl_zoo3.utils import ALGOS
+from sb3_contrib import MaskablePPO
 from stable_baselines3.common.monitor import load_results
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from persist_sb3.__main__ import app
+from persist_sb3.completion import BEHIND, options
 from persist_sb3.config import PersistConfig
+from persist_sb3.enjoy import enjoy
 from persist_sb3.train import train
+from persist_sb3.zoo import MASKED, show_progress
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("train", "enjoy", "report", "explain", "demonstrate", "doctor", "init")
@@ -73,6 +90,121 @@ def test_tab_completes_the_folders_of_runs(tmp_path: Path) -> None:
     assert completed("persist-sb3 report logs/p", tmp_path) == expected
     assert completed("persist-sb3 report logs/ppo/GridLife-v0_2 logs/s", tmp_path) == ["logs/sac/Pendulum-v1_1"]
     assert completed("persist-sb3 explain logs/ppo/GridLife-v0_2", tmp_path) == expected[1:]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_of_what_the_command_takes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command in ("doctor", "init"):
+        monkeypatch.setenv("COLUMNS", "200")
+        printed = runner.invoke(app, [command, "--help"]).output
+        refused = _refused_by_typer
+    else:
+        parser = importlib.import_module(f"persist_sb3.{command}")._parser()
+        parser.prog = f"persist-sb3 {command}"
+        printed = parser.format_help()
+        refused = partial(_refused_by, parser)
+    _, _, examples = printed.partition("examples:")
+    # What an example is for stands behind it, after a gap.
+    lines = [re.split(r"\s{2,}", line.strip())[0] for line in examples.splitlines()]
+    lines = [line for line in lines if line.startswith("persist-sb3 ")]
+    assert len(lines) >= 2
+    for line in lines:
+        _, named, *arguments = shlex.split(line)
+        assert named == command
+        assert not refused(command, arguments), line
+
+
+def _refused_by(parser: argparse.ArgumentParser, command: str, arguments: list[str]) -> list[str]:
+    if command == "enjoy" and arguments and not arguments[0].startswith("-"):
+        arguments = arguments[1:]
+    _, others = parser.parse_known_args(arguments)
+    known = [name for module in BEHIND.get(command, []) for option in options(module) for name in option.names]
+    return [other for other in others if other.startswith("-") and other not in known]
+
+
+def _refused_by_typer(command: str, arguments: list[str]) -> list[str]:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    # Where it cannot be read, an exception says so.
+    group.commands[command].make_context(command, [*arguments])
+    return []
+
+
+def test_bars_are_drawn_on_stderr_alone_and_only_on_a_terminal() -> None:
+    code = """
+import time
+from persist_sb3.progress import bar, waiting
+with bar() as progress:
+    task = progress.add_task("recording", total=3)
+    progress.update(task, completed=2)
+    time.sleep(0.3)
+    print("what is printed meanwhile")
+with waiting("loading"):
+    time.sleep(0.3)
+"""
+    assert _on_terminal(code, stderr=False) == ("what is printed meanwhile\n", "")
+    printed, drawn = _on_terminal(code, stderr=True)
+    assert printed == "what is printed meanwhile\n"
+    assert "recording" in drawn and "2/3" in drawn and "loading" in drawn
+
+
+def _on_terminal(code: str, *, stderr: bool) -> tuple[str, str]:
+    """
+    :param code: to be run, with stdout a pipe
+    :param stderr: is a terminal, or else a pipe
+    :return: what was written to both
+    """
+    keep = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
+    environment = {**keep, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    ours, theirs = pty.openpty() if stderr else os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True
+    ) as process:
+        os.close(theirs)
+        written = []
+        # The end of a terminal that nobody has open any more is an error, not an empty read.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(ours, 4096):
+                written.append(chunk)
+        os.close(ours)
+        assert process.stdout is not None
+        return process.stdout.read(), b"".join(written).decode()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "given", "shown"),
+    [(True, [], True), (True, ["--no-progress"], False), (False, [], False), (False, ["-P"], True)],
+)
+def test_train_and_enjoy_show_a_bar_where_somebody_watches(
+    terminal: bool, given: list[str], shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Sequence[str]] = []
+    monkeypatch.setattr("persist_sb3.zoo.run", lambda main, arguments: taken.append(arguments))
+    monkeypatch.setattr("rl_zoo3.enjoy.create_test_env", None)
+    monkeypatch.setitem(ALGOS, MASKED, MaskablePPO)
+    run = tmp_path / "ppo" / "CartPole-v1_1"
+    (run / "CartPole-v1").mkdir(parents=True)
+    (run / "CartPole-v1" / "args.yml").write_text("{algo: ppo, env: CartPole-v1}")
+    for module in ("train", "enjoy"):
+        monkeypatch.setattr(f"persist_sb3.{module}.watched", lambda: terminal)
+    train(["--algo", "ppo", "--env", "CartPole-v1", *given])
+    enjoy([str(run), *given])
+    assert len(taken) == 2
+    for arguments in taken:
+        assert bool({"--progress", "-P"} & set(arguments)) == shown
+        assert "--no-progress" not in arguments
+
+
+def test_rl_zoo3_draws_its_bars_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sb3_callbacks.tqdm
+    with show_progress():
+        for module in (sb3_callbacks, zoo_enjoy):
+            with vars(module)["tqdm"](total=3) as counted:
+                counted.update(3)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("3/3") == 2
+    assert sb3_callbacks.tqdm is zoo_enjoy.tqdm is before
 
 
 def test_an_unknown_command_is_refused() -> None:

@@ -1,0 +1,56 @@
+"""What the benchmarks of agents keep beside a run."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import agents
+from benchmarks.agents import CPU_SECONDS, Condition, cost, train
+from benchmarks.tables import tabulate
+
+#: In the place of train.py: takes twice as much CPU time as it is told to, in processes of its own.
+STAND_IN = """
+import subprocess, sys, time
+from pathlib import Path
+
+argument = dict(zip(sys.argv, sys.argv[1:]))
+burn = f"import time\\nwhile time.process_time() < {argument['--burn']}: pass"
+for _ in range(2):
+    subprocess.run([sys.executable, "-c", burn], check=True)
+time.sleep(float(argument["--sleep"]))
+run = Path(argument["-f"], argument["--algo"], argument["--env"] + "_1")
+run.mkdir(parents=True)
+(run / f"{argument['--env']}.zip").touch()
+sys.exit(int(argument.get("--fail", 0)))
+"""
+
+
+@pytest.fixture(autouse=True)
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.py").write_text(STAND_IN)
+    monkeypatch.setattr(agents, "ROOT", tmp_path)
+
+
+def test_a_run_says_how_much_cpu_time_its_training_took(tmp_path: Path) -> None:
+    slow = train("Env-v0", Condition(["--burn", "0.6", "--sleep", "0"]), 0, 64, tmp_path / "slow")
+    idle = train("Env-v0", Condition(["--burn", "0", "--sleep", "1.5"], "sac"), 0, 64, tmp_path / "idle")
+    assert slow == tmp_path / "slow" / "ppo" / "Env-v0_1"
+    assert cost(slow)[CPU_SECONDS] > 1.2
+    assert 0 < cost(idle)[CPU_SECONDS] < cost(slow)[CPU_SECONDS]
+    before = (slow / "cost.json").read_text()
+    train("Env-v0", Condition(["--burn", "0", "--sleep", "0"]), 0, 64, tmp_path / "slow")
+    assert (slow / "cost.json").read_text() == before
+
+
+def test_a_training_that_fails_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        train("Env-v0", Condition(["--burn", "0", "--sleep", "0", "--fail", "3"]), 0, 64, tmp_path)
+    assert cost(tmp_path / "ppo" / "Env-v0_1") == {}
+
+
+def test_a_table_shows_the_cost_where_every_seed_has_it() -> None:
+    rows = {"new": [{CPU_SECONDS: 10.0}, {CPU_SECONDS: 20.0}], "old": [{CPU_SECONDS: 10.0}, {}]}
+    _, results = tabulate("", rows, {CPU_SECONDS: ".0f"})
+    assert results[CPU_SECONDS]["new"]["mean"][0] == 15.0
+    assert set(results[CPU_SECONDS]) == {"new"}
