@@ -31,6 +31,8 @@ LEFT = 3
 #: Episodes of three steps, the last of which is changed in the first episode and not in the second, whether the reset
 #: between them takes a step of its own or not.
 SETTINGS: dict[str, Any] = {"horizon": 3}
+#: What is drawn does not depend on who steps, and this one need not be compiled first.
+BATCH: dict[str, Any] = SETTINGS | {"backend": "numpy"}
 PROPOSED = np.array([[3, 0], [1, 3], [3, 3], [0, 3], [3, 0], [0, 0], [0, 2]])
 N = PROPOSED.shape[1]
 
@@ -137,13 +139,13 @@ FORMS: dict[str, tuple[Play, Callable[[], Any], Callable[[], Any]]] = {
     ),
     "GridLifeVecEnv": (
         play_vec,
-        lambda: GridLifeVecEnv(N, render_mode="rgb_array", **SETTINGS),
-        lambda: around_vec(GridLifeVecEnv(N, render_mode="rgb_array", **SETTINGS)),
+        lambda: GridLifeVecEnv(N, render_mode="rgb_array", **BATCH),
+        lambda: around_vec(GridLifeVecEnv(N, render_mode="rgb_array", **BATCH)),
     ),
 }
 for autoreset in (NEXT_STEP, SAME_STEP):
     make_sync = partial(SyncVectorEnv, [make_bare] * N, autoreset_mode=autoreset)
-    make_grid = partial(GridLifeVectorEnv, N, render_mode="rgb_array", autoreset_mode=autoreset, **SETTINGS)
+    make_grid = partial(GridLifeVectorEnv, N, render_mode="rgb_array", autoreset_mode=autoreset, **BATCH)
     for name, make in (("SyncVectorEnv", make_sync), ("GridLifeVectorEnv", make_grid)):
         FORMS[f"{name} {autoreset.name}"] = play_vector, make, lambda make=make: around_vector(make())
 
@@ -191,7 +193,7 @@ def test_what_was_restored_has_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persist_sb3.envs.controls.draw", lambda *world: told.append(world[3]))
     one: Any = make_bare()
     one.reset(seed=0)
-    many = GridLifeVecEnv(1)
+    many = GridLifeVecEnv(1, backend="numpy")
     many.reset()
     for env, step in ((one, lambda: one.step(0)), (many._slots[0], lambda: many.step(np.zeros(1, dtype=int)))):
         before = env.snapshot()
@@ -240,9 +242,9 @@ def test_nothing_is_told_where_nothing_is_drawn_or_nobody_listens() -> None:
     for env in (
         blind(),
         DummyVecEnv([blind]),
-        GridLifeVecEnv(1),
+        GridLifeVecEnv(1, backend="numpy"),
         SyncVectorEnv([blind]),
-        GridLifeVectorEnv(1),
+        GridLifeVectorEnv(1, backend="numpy"),
         Silent(),
         DummyVecEnv([Silent]),
         SyncVectorEnv([Silent]),
