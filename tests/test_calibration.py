@@ -235,8 +235,8 @@ class AllPass(CalibrationCallback):
 
 def test_risks_are_the_shares_after_which_each_constraint_broke() -> None:
     horizon, n, limits = 3, 3, {"dims": ["battery", "heat"], "constraints": ["battery >= 0.2", "heat <= 0.53"]}
-    env = VecInternalState(DummyVecEnv([lambda: Monitor(Walker())] * n), **limits)
-    env = VecActionShield(env, min_updates=10_000)
+    walkers = VecInternalState(DummyVecEnv([lambda: Monitor(Walker())] * n), **limits)
+    env = VecActionShield(walkers, min_updates=10_000)
     model = PPO("MlpPolicy", env, n_steps=50, batch_size=50, n_epochs=1, seed=0, device="cpu")
     output = Memory()
     model.set_logger(Logger(None, [output]))

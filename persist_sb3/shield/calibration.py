@@ -149,8 +149,8 @@ class Calibration(Model):
         """
         if not made.any():
             return
-        passed = bins_of(np.array([self.threshold]))[0]
-        outcome = drawn(made[None], kept[None], np.array([draw]))[0, passed]
+        least = bins_of(np.array([self.threshold]))[0]
+        outcome = drawn(made[None], kept[None], np.array([draw]))[0, least]
         if outcome >= 0:
             wrong = 1.0 - outcome
             self.level += self.step_size * (wrong - (1.0 - self.conf))
@@ -160,11 +160,11 @@ class Calibration(Model):
         self.force[row] = self.threshold if force is None else force
         self.count += 1
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any, **more: Any) -> None:
         # A zip that was saved before risks were counted says nothing of them.
         for name in ("passed", "broke"):
             state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(getattr(self, name)))
-        super()._load_from_state_dict(state_dict, prefix, *others)
+        super()._load_from_state_dict(state_dict, prefix, *others, **more)
 
     def fit(self) -> None:
         """Read the curve and the threshold from the episodes that are remembered."""
