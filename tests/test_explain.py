@@ -144,7 +144,7 @@ def intervention(**known: Any) -> Intervention:
 def listed(*interventions: Intervention) -> str:
     console = Console(width=200, file=io.StringIO())
     console.print(_listed(interventions, 10))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
 
 def test_what_nobody_knows_has_no_column() -> None:
