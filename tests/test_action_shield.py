@@ -347,11 +347,11 @@ def test_safe_actions_are_the_same_in_every_form() -> None:
         found: list[list[int]] = [[] for _ in range(N)]
         over = np.zeros(N, dtype=bool)
         for _ in range(40):
-            *_, terminated, truncated, infos = vector.step(proposed)
-            ended = terminated | truncated
-            for slot in np.flatnonzero(~over):
-                reported = infos["final_info"] if mode is AutoresetMode.SAME_STEP and ended[slot] else infos
-                found[slot].append(int(reported["executed_action"][slot]))
+            *_, died, late, infos = vector.step(proposed)
+            ended = died | late
+            for place in np.flatnonzero(~over).tolist():
+                reported = infos["final_info"] if mode is AutoresetMode.SAME_STEP and ended[place] else infos
+                found[place].append(int(reported["executed_action"][place]))
             over = ended & (mode is AutoresetMode.NEXT_STEP)
         assert [row[:30] for row in found] == expected
 

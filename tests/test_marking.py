@@ -66,6 +66,10 @@ def around_vector(env: Any) -> Any:
     return VectorActionShield(VectorInternalState(env), **KNOWN)
 
 
+def shielding(make: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: around_vector(make())
+
+
 class Seen(NamedTuple):
     """What ``T`` steps of ``n`` environments show."""
 
@@ -147,7 +151,7 @@ for autoreset in (NEXT_STEP, SAME_STEP):
     make_sync = partial(SyncVectorEnv, [make_bare] * N, autoreset_mode=autoreset)
     make_grid = partial(GridLifeVectorEnv, N, render_mode="rgb_array", autoreset_mode=autoreset, **BATCH)
     for name, make in (("SyncVectorEnv", make_sync), ("GridLifeVectorEnv", make_grid)):
-        FORMS[f"{name} {autoreset.name}"] = play_vector, make, lambda make=make: around_vector(make())
+        FORMS[f"{name} {autoreset.name}"] = play_vector, make, shielding(make)
 
 
 def sketch(snapshot: Any, viability: Any, hidden: Any, intervention: Any) -> NDArray[np.uint8]:

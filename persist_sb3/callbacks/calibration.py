@@ -206,7 +206,7 @@ class CalibrationCallback(PersistCallback):
         value, declared = self._value[rows, slots], self._declared[rows, slots]
         bins = bins_of(value)
         np.add.at(self._made, (slots, bins), 1)
-        safe = ~broken[slots].any(axis=1)
+        safe = np.logical_not(broken[slots].any(axis=1))
         np.add.at(self._kept, (slots, bins), safe)
         passing = value >= self.calibration.threshold
         self._passed += [np.count_nonzero(passing), np.count_nonzero(passing & safe)]
