@@ -59,6 +59,14 @@ def _plain(problem: Mapping[str, Any]) -> str:
     return f"{where}: {said}{value}" if where else f"{said}{value}"
 
 
+def _listed(value: Any) -> Any:
+    """
+    :param value: anything
+    :return: the same, with lists in the place of tuples, as YAML has them
+    """
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
 class MemorySection(_Section):
     """
     Parameters of :class:`~persist_sb3.wrappers.SpatialMemory`.
@@ -154,7 +162,8 @@ class ShieldSection(_Section):
     :param projection: how the nearest safe Box action is looked for
     :param intervention_penalty: what a changed action costs the policy that proposed it
     :param min_updates: gradient steps of a model before it is trusted
-    :param fallback: an action known to be safe, executed while the shield waits and where a model fails
+    :param fallback: an action known to be safe, or a list of such actions, of which one is drawn for each step;
+        executed while the shield waits and where a model fails
     :param infeasible: what is executed where no action passes: ``"safest"``, or ``"planner"``: the first step of a
         planned course that stays inside
     :param caution: how far the threshold rises where the internal model's networks disagree twice as much as is typical
@@ -169,7 +178,7 @@ class ShieldSection(_Section):
     projection: Projection = "cem"
     intervention_penalty: NonNegative = 0.0
     min_updates: Annotated[int, Field(ge=0)] = 500
-    fallback: int | tuple[float, ...] | None = None
+    fallback: int | tuple[int, ...] | tuple[float, ...] | tuple[tuple[float, ...], ...] | None = None
     infeasible: Literal["safest", "planner"] = "safest"
     caution: NonNegative = 0.0
     guards: tuple[str, ...] | None = None
@@ -440,7 +449,7 @@ class PersistConfig(_Section):
             # Off-policy the penalty is paid in the replay buffer, by the proposed action alone.
             "intervention_penalty": shield.intervention_penalty if self.algo in ON_POLICY else None,
             "min_updates": shield.min_updates,
-            "fallback": list(shield.fallback) if isinstance(shield.fallback, tuple) else shield.fallback,
+            "fallback": _listed(shield.fallback),
             "mode": shield.judge,
             "conf": shield.conf,
             "horizon": shield.horizon,

@@ -383,22 +383,33 @@ def _action(action: Any) -> str:
 
 
 def _listed(interventions: Sequence[Intervention], most: int) -> Table:
-    table = Table(title=f"the first {min(most, len(interventions))} of {len(interventions)} interventions")
-    for name in ("episode", "step", "action", "value", "p_safe", "in danger", "margin", "foreseen"):
+    shown = interventions[:most]
+    table = Table(title=f"the first {len(shown)} of {len(interventions)} interventions")
+    columns = {
+        "episode": [str(each.episode) for each in shown],
+        "step": [str(each.step) for each in shown],
+        "action": [_change(each) for each in shown],
+        "value": [f"{each.value:.2f} → {each.executed_value:.2f}" for each in shown],
+        "p_safe": [
+            "" if np.isnan(each.p_safe) else f"{each.p_safe:.2f} → {each.executed_p_safe:.2f}" for each in shown
+        ],
+        "in danger": [escape(each.constraint + _note(each)) for each in shown],
+        "margin": [f"{each.margin:.2f}" for each in shown],
+        "foreseen": ["" if each.foreseen < 0 else f"in {each.foreseen} steps" for each in shown],
+    }
+    if not any(columns["foreseen"]):
+        table.caption = "the margin is the least that is feared at any time ahead: when, nobody has foreseen"
+    # What nobody knows has no column.
+    columns = {name: column for name, column in columns.items() if any(column)}
+    for name in columns:
         table.add_column(name, justify="left" if name == "in danger" else "right")
-    for each in interventions[:most]:
-        note = " (failed)" if each.failed else " (none passes)" if each.infeasible else ""
-        table.add_row(
-            str(each.episode),
-            str(each.step),
-            _change(each),
-            f"{each.value:.2f} → {each.executed_value:.2f}",
-            "" if np.isnan(each.p_safe) else f"{each.p_safe:.2f} → {each.executed_p_safe:.2f}",
-            escape(each.constraint + note),
-            f"{each.margin:.2f}",
-            "" if each.foreseen < 0 else f"in {each.foreseen} steps",
-        )
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
+
+
+def _note(intervention: Intervention) -> str:
+    return " (failed)" if intervention.failed else " (none passes)" if intervention.infeasible else ""
 
 
 def _waiting(seen: Replay) -> str:

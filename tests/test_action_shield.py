@@ -284,6 +284,112 @@ def test_while_it_waits_actions_pass_or_the_fallback_is_executed() -> None:
         assert info.get("executed_action", 2) == executed and info["intervened"] == (executed != 2)
 
 
+SAFE = [0, 2]
+
+
+def test_one_of_several_safe_actions_is_drawn_for_each_step() -> None:
+    env = make_vec(n=40, min_updates=1001, fallback=SAFE)
+    env.bind(bundle(), training=True)
+    env.seed(0)
+    env.reset()
+    drawn = []
+    for _ in range(30):
+        # Asked again, nothing is drawn anew; and who does what the mask permits is not corrected.
+        masks = np.asarray(get_action_masks(env))
+        np.testing.assert_array_equal(masks, get_action_masks(env))
+        assert (masks.sum(axis=1) == 1).all()
+        drawn.append(masks.argmax(axis=1))
+        proposed = np.where(np.arange(40) % 2, 1, drawn[-1])
+        *_, infos = env.step(proposed)
+        assert [info["intervened"] for info in infos] == (proposed != drawn[-1]).tolist()
+        assert [info.get("executed_action", own) for info, own in zip(infos, proposed, strict=True)] == drawn[
+            -1
+        ].tolist()
+    picks = np.array(drawn)
+    assert set(picks.ravel()) == set(SAFE)
+    # Of 1200 draws; and neither environments nor steps draw alike.
+    assert abs((picks == 2).mean() - 0.5) < 0.06
+    assert len({tuple(column) for column in picks.T}) == 40 and len({tuple(row) for row in picks}) == 30
+    again = make_vec(n=40, min_updates=1001, fallback=SAFE)
+    again.seed(0)
+    again.bind(bundle(), training=True)
+    again.reset()
+    np.testing.assert_array_equal(get_action_masks(again)[:, 2], picks[0] == 2)
+
+
+def test_safe_actions_are_the_same_in_every_form() -> None:
+    waiting: dict[str, Any] = {"min_updates": 1001, "fallback": SAFE}
+    expected = []
+    for slot in range(N):
+        env = make_gym(**waiting)
+        env.bind(bundle(), training=True)
+        env.reset(seed=slot)
+        row = []
+        for _ in range(30):
+            *_, terminated, truncated, info = env.step(1)
+            row.append(info["executed_action"])
+            if terminated or truncated:
+                env.reset()
+        expected.append(row)
+    vec = make_vec(**waiting)
+    vec.bind(bundle(), training=True)
+    vec.seed(0)
+    vec.reset()
+    proposed = np.ones(N, dtype=int)
+    assert (
+        np.array([[info["executed_action"] for info in vec.step(proposed)[3]] for _ in range(30)]).T.tolist()
+        == expected
+    )
+    for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+        vector = make_vector(mode, **waiting)
+        vector.bind(bundle(), training=True)
+        vector.reset(seed=0)
+        found: list[list[int]] = [[] for _ in range(N)]
+        over = np.zeros(N, dtype=bool)
+        for _ in range(40):
+            *_, died, late, infos = vector.step(proposed)
+            ended = died | late
+            for place in np.flatnonzero(~over).tolist():
+                reported = infos["final_info"] if mode is AutoresetMode.SAME_STEP and ended[place] else infos
+                found[place].append(int(reported["executed_action"][place]))
+            over = ended & (mode is AutoresetMode.NEXT_STEP)
+        assert [row[:30] for row in found] == expected
+
+
+def test_where_models_fail_one_of_the_safe_actions_is_executed() -> None:
+    env = make_vec(n=20, fallback=SAFE)
+    env.bind(bundle(failing=True), training=True)
+    env.reset()
+    executed = []
+    with pytest.warns(UserWarning, match="environment 0 at step 0"):
+        get_action_masks(env)
+    for _ in range(3):
+        permitted = np.asarray(get_action_masks(env)).argmax(axis=1).tolist()
+        *_, infos = env.step(np.ones(20, dtype=int))
+        executed += [info["executed_action"] for info in infos]
+        assert executed[-20:] == permitted
+    assert set(executed) == set(SAFE)
+
+
+def test_safe_actions_of_several_components() -> None:
+    boxes = [[0.0, 0.5], [-1.0, 1.0]]
+    for kind, given, expected in (
+        ("box", boxes[0], boxes[:1]),
+        ("box", boxes, boxes),
+        ("multidiscrete", [1, 2], [[1, 2]]),
+        ("multidiscrete", [[1, 2], [0, 0]], [[1, 2], [0, 0]]),
+    ):
+        env = ActionShield(InternalState(Walker(action=kind), **LIMITS), fallback=given, min_updates=1001)
+        spec = StateSpec(env.observation_space, env.action_space, env.guarded)
+        env.bind({"viability": ViabilityCritic(spec, [])}, training=True)
+        proposed = np.array([1, 1], dtype=env.action_space.dtype)
+        seen = set()
+        for seed in range(12):
+            env.reset(seed=seed)
+            seen.add(tuple(env.step(proposed)[4]["executed_action"].tolist()))
+        assert seen == set(map(tuple, expected))
+
+
 def test_a_failing_model_stops_the_run() -> None:
     env = make_vec()
     env.bind(bundle(), training=True)
@@ -353,7 +459,11 @@ def test_callbacks_that_train_no_critic_are_refused_at_the_first_action() -> Non
         ({"intervention_penalty": -1.0}, ValueError),
         ({"min_updates": -1}, ValueError),
         ({"fallback": 3}, RuntimeError),
-        ({"fallback": [0, 1]}, RuntimeError),
+        ({"fallback": [0, 3]}, RuntimeError),
+        ({"fallback": []}, RuntimeError),
+        ({"fallback": [[0, 1]]}, RuntimeError),
+        ({"fallback": 0.5}, RuntimeError),
+        ({"fallback": [[0], [0, 1]]}, RuntimeError),
     ],
 )
 def test_wrong_parameters(kwargs: dict[str, Any], error: type[Exception]) -> None:

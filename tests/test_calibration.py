@@ -8,13 +8,19 @@ import pytest
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from persist_sb3.callbacks import CalibrationCallback, MetricsCallback, ViabilityCallback
+from persist_sb3.models.base import rebuild
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.shield.calibration import EDGES, ERROR, ZERO, Calibration, bins_of, drawn, increasing, lower_bound
+from persist_sb3.state import PersistState
 from persist_sb3.viability import ViabilitySet
-from persist_sb3.wrappers import ShieldError
+from persist_sb3.wrappers import ShieldError, VecActionShield, VecInternalState
 from tests.test_action_shield import bundle, make_gym, make_vec
+from tests.toys import Walker
 
 SPEC = StateSpec(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), ViabilitySet(["battery >= 0.2"], ["battery"], mu=[0.8]))
 
@@ -152,6 +158,31 @@ def test_the_level_follows_the_errors() -> None:
     assert abs(errors / episodes - alpha) <= (1.0 - alpha + step) / (step * episodes)
 
 
+class Memory(KVWriter):
+    """Keeps the last of everything that is logged."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
+        self.values |= key_values
+
+    def close(self) -> None: ...
+
+
+class Saved:
+    """A part of a saved state, as it is."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
+
+
 class Watch(MetricsCallback):
     """Keeps what each step was, for brute force."""
 
@@ -192,6 +223,75 @@ def test_outcomes_are_those_of_the_next_steps() -> None:
     found = list(zip(calibration.made[:rows].sum(1).tolist(), calibration.kept[:rows].sum(1).tolist(), strict=True))
     assert 0 < sum(kept for _, kept in expected) < sum(made for made, _ in expected)
     assert sorted(found) == sorted(expected)
+
+
+class AllPass(CalibrationCallback):
+    """Whatever is decided passes."""
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self.calibration.limit.fill_(-np.inf)
+
+
+def test_risks_are_the_shares_after_which_each_constraint_broke() -> None:
+    horizon, n, limits = 3, 3, {"dims": ["battery", "heat"], "constraints": ["battery >= 0.2", "heat <= 0.53"]}
+    walkers = VecInternalState(DummyVecEnv([lambda: Monitor(Walker())] * n), **limits)
+    env = VecActionShield(walkers, min_updates=10_000)
+    model = PPO("MlpPolicy", env, n_steps=50, batch_size=50, n_epochs=1, seed=0, device="cpu")
+    output = Memory()
+    model.set_logger(Logger(None, [output]))
+    watch = Watch()
+    calibrate = AllPass(horizon=horizon, near=10.0, min_updates=0, fit_freq=10_000)
+    model.learn(450, callback=[ViabilityCallback(net_arch=[8]), calibrate, watch])
+    viability = ViabilitySet(limits["constraints"], limits["dims"])
+    passed, broke = 0, np.zeros(2)
+    for slot in range(n):
+        steps = [(before[slot], after[slot], done[slot]) for before, after, done in watch.steps]
+        ends = [t for t, step in enumerate(steps) if step[2]]
+        for begin, end in zip([0, *(t + 1 for t in ends)], ends, strict=False):
+            for t in range(begin, end + 1):
+                if viability.margins(steps[t][0][None]).min() < 0.0:
+                    continue
+                future = [viability.margins(steps[k][1][None])[0] < 0.0 for k in range(t, min(t + horizon, end + 1))]
+                first = next((broken for broken in future if broken.any()), None)
+                if first is not None or len(future) == horizon:
+                    passed += 1
+                    broke += np.zeros(2) if first is None else first
+    assert (broke > 0).all() and broke.sum() < passed
+    np.testing.assert_allclose(watch.calibration.risk, broke / passed)
+    keys = [f"persist/calibration/risk/{name}" for name in viability.names]
+    # What was logged last may lack the episodes that ended since.
+    assert [output.values[key] for key in keys] == pytest.approx(watch.calibration.risk, abs=0.05)
+
+
+def test_a_calibration_of_before_risks_were_counted_is_taken() -> None:
+    old = Calibration(SPEC, 0.9, episodes=10)
+    made = np.zeros(len(EDGES), dtype=np.intp)
+    made[-1] = 4
+    for _ in range(3):
+        old.add(made, made // 2, 0.5)
+    old.fit()
+    saved = dict(old.state_dict())
+    del saved["passed"], saved["broke"]
+    state = PersistState()
+    state.register("calibration", Saved(saved))
+    again = Calibration(SPEC, 0.9, episodes=10)
+    resumed = PersistState.from_bytes(state.to_bytes())
+    resumed.register("calibration", again)
+    for calibration in (again, rebuild(saved, SPEC, Calibration)):
+        assert calibration.threshold == old.threshold and int(calibration.count) == 3
+        assert np.isnan(calibration.risk).all()
+        calibration.add(made, made, 0.5, passed=4, broke=np.array([1]))
+        assert calibration.risk.tolist() == [0.25]
+
+
+def test_what_is_forgotten_is_no_risk() -> None:
+    calibration = Calibration(SPEC, 0.9, episodes=2)
+    made = np.zeros(len(EDGES), dtype=np.intp)
+    made[-1] = 2
+    for broke in (2, 1, 0):
+        calibration.add(made, made, 0.5, passed=2, broke=np.array([broke]))
+    assert calibration.risk.tolist() == [0.25]
 
 
 def trained(*extra: Any) -> PPO:

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 from rl_zoo3.utils import get_wrapper_class
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
@@ -138,6 +139,19 @@ def test_the_shield_is_the_outermost_layer_through_every_door() -> None:
         assert (layer.threshold, layer.correction, layer.intervention_penalty) == (0.15, "replace", 0.5)
         assert layer.mode == "critic" and layer.fallback == 1
     assert [type(callback).__name__ for callback in config.callbacks()] == ["ViabilityCallback", "MetricsCallback"]
+
+
+@pytest.mark.parametrize("fallback", [1, [0, 1], [0.5], [[0.25, 1.0], [0.0, 0.5]]])
+def test_safe_actions_are_handed_on_as_they_are(fallback: Any) -> None:
+    ((_, layer),) = [layer for layer in shielded(fallback=fallback).layers() if layer[0] == "ActionShield"]
+    assert layer["fallback"] == fallback and repr(layer["fallback"]) == repr(fallback)
+    assert yaml.safe_load(yaml.safe_dump(shielded(fallback=fallback).zoo_entry()))
+
+
+def test_one_of_several_safe_actions_is_meant_by_a_list() -> None:
+    assert shielded(fallback=[0, 1]).wrap(gym.make("CartPole-v1")).layer.fallback.tolist() == [0, 1]
+    with pytest.raises(RuntimeError, match=r"fallback=\[0, 2\] is not in the action space"):
+        shielded(fallback=[0, 2]).wrap(gym.make("CartPole-v1"))
 
 
 def test_confidence_and_horizon_ask_for_a_look_ahead() -> None:

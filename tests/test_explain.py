@@ -1,16 +1,19 @@
 """Explanations: every intervention of a replayed run, with its reasons."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from stable_baselines3 import PPO
 
-from persist_sb3.explain import INFEASIBLE, UNGUARDED, WAITING, explain, replay
+from persist_sb3.explain import INFEASIBLE, UNGUARDED, WAITING, Intervention, _listed, explain, replay
 from persist_sb3.runs import Run, RunError
 from persist_sb3.train import train
 
@@ -117,3 +120,37 @@ def test_a_run_without_a_shield(tmp_path: Path, capsys: Any) -> None:
     printed = capsys.readouterr().out
     assert "nothing to explain" in printed
     assert "--shield" in printed and f"persist-sb3 report {bare}" in printed
+
+
+def intervention(**known: Any) -> Intervention:
+    about: dict[str, Any] = {
+        "episode": 0,
+        "step": 3,
+        "proposed": 1,
+        "executed": 0,
+        "value": -0.1,
+        "executed_value": 0.4,
+    }
+    about |= {
+        "p_safe": np.nan,
+        "executed_p_safe": np.nan,
+        "constraint": "energy >= 0.2",
+        "margin": -0.1,
+        "foreseen": -1,
+    }
+    return Intervention(**(about | {"infeasible": False, "failed": False} | known))
+
+
+def listed(*interventions: Intervention) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(_listed(interventions, 10))
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+
+def test_what_nobody_knows_has_no_column() -> None:
+    critic = listed(intervention(), intervention(step=9))
+    assert "p_safe" not in critic and "steps" not in critic
+    assert "when, nobody has foreseen" in critic
+    search = listed(intervention(), intervention(p_safe=0.25, executed_p_safe=1.0, foreseen=4))
+    assert "p_safe" in search and "0.25 → 1.00" in search and "in 4 steps" in search and "nan" not in search
+    assert "nobody has foreseen" not in search

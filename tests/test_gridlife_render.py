@@ -44,17 +44,6 @@ def test_what_is_there_is_shown_and_what_is_taken_is_not() -> None:
     assert not has(environment(hazards=0).render()[board], render.HAZARD_SIGN)
 
 
-def test_an_intervention_is_marked_in_the_step_it_concerns() -> None:
-    env = environment(slip=0.0)
-    assert not has(env.render(), render.SHIELD)
-    env.mark_intervention(proposed=1, executed=0)
-    assert not has(env.render(), render.SHIELD)
-    env.step(0)
-    assert has(env.render(), render.SHIELD)
-    env.step(0)
-    assert not has(env.render(), render.SHIELD)
-
-
 def test_a_death_and_its_cause_are_shown() -> None:
     env = environment()
     dead = False

@@ -26,7 +26,7 @@ SHIPPED = {
     "a2c": DISCRETE | {"CartPole-v1"},
     "dqn": DISCRETE | {"CartPole-v1"},
     "ppo": DISCRETE | CONTINUOUS | {"CartPole-v1", "Pendulum-v1", "GridLifeHidden-v0"},
-    "ppo_lstm": (DISCRETE & PLAIN) | {"CartPole-v1", "GridLifeHidden-v0"},
+    "ppo_lstm": DISCRETE | {"CartPole-v1", "GridLifeHidden-v0"},
     "ppo_mask": DISCRETE,
     "qrdqn": DISCRETE | {"CartPole-v1"},
     "sac": CONTINUOUS | {"Pendulum-v1", *NAVIGATION_IDS},

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from persist_sb3.buffers import Transitions
 from persist_sb3.callbacks.base import PersistCallback
@@ -28,7 +29,8 @@ class CalibrationCallback(PersistCallback):
     Logs ``persist/calibration_error``: by how much the declared ``p_safe`` of the decisions since the last entry
     differs from what became of them (expected calibration error, Naeini et al., AAAI 2015; declared before the outcome
     was known). Under ``persist/calibration/``: ``realised`` (share of the passing ones that were safe), ``threshold``,
-    ``level`` (what is asked of it) and ``certified``.
+    ``level`` (what is asked of it), ``certified``, and ``risk/<constraint>`` (share of the passing ones in the episodes
+    that are remembered after which this constraint broke).
 
     :param conf: confidence asked for, in (0, 1). Default: that of the environment's ``ActionShield``
     :param horizon: steps within which a decision must prove safe
@@ -116,6 +118,9 @@ class CalibrationCallback(PersistCallback):
         #: Of the episodes in progress, by bin.
         self._made = np.zeros((n, bins), dtype=np.intp)
         self._kept = np.zeros((n, bins), dtype=np.intp)
+        #: Of those that passed, how many, and after how many of them each constraint broke.
+        self._passing = np.zeros(n, dtype=np.intp)
+        self._broke = np.zeros((n, len(self.spec.viability.names)), dtype=np.intp)
         #: The greatest threshold that was in force in it.
         self._force = np.full(n, -np.inf)
         self._unfitted = 0
@@ -162,29 +167,37 @@ class CalibrationCallback(PersistCallback):
 
         :param step: of the environments, ``n`` transitions
         """
-        broken = self.spec.viability.margins(step.next_internal).min(axis=1) < 0.0
-        self._close(self._open & broken, safe=False)
+        broken = self.spec.viability.margins(step.next_internal) < 0.0
+        self._close(self._open & broken.any(axis=1), broken)
         self._now += 1
         oldest = np.zeros_like(self._open)
         oldest[self._now % self.horizon] = self._open[self._now % self.horizon]
-        self._close(oldest, safe=True)
+        self._close(oldest, np.zeros_like(broken))
         ended = np.flatnonzero(step.done)
         if not len(ended):
             return
         self._open[:, ended] = False
         for slot, draw in zip(ended.tolist(), self.generator.random(len(ended)).tolist(), strict=True):
-            self.calibration.add(self._made[slot], self._kept[slot], draw, float(self._force[slot]))
-        self._made[ended] = self._kept[ended] = 0
+            self.calibration.add(
+                self._made[slot],
+                self._kept[slot],
+                draw,
+                float(self._force[slot]),
+                int(self._passing[slot]),
+                self._broke[slot],
+            )
+        self._made[ended] = self._kept[ended] = self._broke[ended] = 0
+        self._passing[ended] = 0
         self._force[ended] = -np.inf
         self._unfitted += len(ended)
         if self._unfitted >= self.fit_freq:
             self._unfitted = 0
             self.calibration.fit()
 
-    def _close(self, which: Any, *, safe: bool) -> None:
+    def _close(self, which: NDArray[np.bool_], broken: NDArray[np.bool_]) -> None:
         """
         :param which: decisions whose fate is known now, ``(h, n)``
-        :param safe: what it is
+        :param broken: what it is: which constraints broke, ``(n, m)``
         """
         rows, slots = np.nonzero(which)
         if not len(rows):
@@ -193,12 +206,16 @@ class CalibrationCallback(PersistCallback):
         value, declared = self._value[rows, slots], self._declared[rows, slots]
         bins = bins_of(value)
         np.add.at(self._made, (slots, bins), 1)
-        np.add.at(self._kept, (slots, bins), int(safe))
-        self._passed += np.count_nonzero(value >= self.calibration.threshold) * np.array([1, safe])
+        safe = np.logical_not(broken[slots].any(axis=1))
+        np.add.at(self._kept, (slots, bins), safe)
+        passing = value >= self.calibration.threshold
+        self._passed += [np.count_nonzero(passing), np.count_nonzero(passing & safe)]
+        np.add.at(self._passing, slots[passing], 1)
+        np.add.at(self._broke, slots[passing], broken[slots[passing]])
         told = np.isfinite(declared)
         np.add.at(self._promised, bins[told], declared[told])
         np.add.at(self._seen, bins[told], 1.0)
-        np.add.at(self._safe, bins[told], float(safe))
+        np.add.at(self._safe, bins[told], safe[told])
 
     def _on_rollout_end(self) -> None:
         calibration = self.calibration
@@ -210,4 +227,8 @@ class CalibrationCallback(PersistCallback):
         self.logger.record("persist/calibration/threshold", calibration.threshold)
         self.logger.record("persist/calibration/level", float(calibration.level))
         self.logger.record("persist/calibration/certified", float(calibration.certified))
+        for name, risk in zip(self.spec.viability.names, calibration.risk.tolist(), strict=True):
+            if np.isfinite(risk):
+                # SB3's console table cuts long names, and refuses two that it cuts to the same.
+                self.logger.record(f"persist/calibration/risk/{name}", risk, exclude="stdout")
         self._begin_log()

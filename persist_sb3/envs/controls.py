@@ -181,8 +181,17 @@ class Controls(ABC):
         :param proposed: what the agent wanted to do
         :param executed: what is done instead
         """
-        wanted, done = (ACTIONS[self._interface.move(action)] for action in (proposed, executed))
-        self._intervention = (self.elapsed + 1, wanted, done)
+        self._intervention = (self.elapsed + 1, self._name_of(proposed), self._name_of(executed))
+
+    def _name_of(self, action: Any) -> str:
+        if self._interface.continuous:
+            # What was wanted need not be in the action space.
+            action = np.nan_to_num(action).clip(-1.0, 1.0)
+        return ACTIONS[self._interface.move(action)]
+
+    def forget_intervention(self) -> None:
+        """Show no intervention in the pictures to come: what was marked is of another episode."""
+        self._intervention = None
 
     def picture(self) -> NDArray[np.uint8]:
         """

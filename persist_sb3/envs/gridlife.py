@@ -242,6 +242,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         )
         self._alive = True
         self._next_slip = self._next_event = self._wait(self._slip_wait)
+        self.forget_intervention()
         if self.render_mode == "human":
             self.render()
         position = self._positions[self._cell]
@@ -418,6 +419,7 @@ class GridLifeEnv(Controls, gym.Env[Observation, Any]):
         self._due = snapshot.due.tolist()
         self._visited = bytearray(snapshot.visited.tobytes())
         self._next_event = min([self._next_slip, *filter(None, self._due)]) if self._alive else 0
+        self.forget_intervention()
 
     def render(self) -> Any:
         """

@@ -222,7 +222,10 @@ def draw_panel(
     if intervention is not None:
         canvas.box(left, 396, width, 34, _mix(PAPER, SHIELD, 0.14), 6)
         canvas.text(left + 10, 413, "shield", SHIELD, 14)
-        canvas.text(right - 10, 413, " instead of ".join(reversed(intervention)), INK, 14, "rm")
+        wanted, done = intervention
+        # A move can be asked for by many numbers.
+        told = f"{done} instead of {wanted}" if done != wanted else f"{done}, by other numbers"
+        canvas.text(right - 10, 413, told, INK, 14, "rm")
     if not snapshot.alive:
         broken = int(viability.violated(snapshot.internal[None])[0])
         colour = GOOD if broken < 0 else BAD

@@ -1,6 +1,6 @@
 """GridLife as vector environments, for Stable-Baselines3 and for gymnasium, both on the batch core."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -56,6 +56,7 @@ class Slot(Controls):
 
     def restore(self, snapshot: Snapshot) -> None:
         self._core.restore(snapshot.require_one(), self._row)
+        self.forget_intervention()
 
     def render(self) -> NDArray[np.uint8] | None:
         """
@@ -193,8 +194,14 @@ class _Batch:
         :raises ValueError: if its worlds have other parameters
         """
         self._core.restore(snapshot)
+        self._forget_interventions(range(len(self._slots)))
+
+    def _forget_interventions(self, rows: Iterable[int]) -> None:
+        for i in rows:
+            self._slots[i].forget_intervention()
 
     def _begin(self, seeds: Sequence[int | None], layout_seeds: Sequence[int | None], rows: NDArray[np.intp]) -> None:
+        self._forget_interventions(rows)
         seeded = [i for i in rows if seeds[i] is not None]
         self._core.seed([int(seeds[i] or 0) for i in seeded], np.array(seeded, dtype=np.intp))
         drawn = np.array([i for i in rows if layout_seeds[i] is None], dtype=np.intp)
@@ -250,6 +257,7 @@ class GridLifeVecEnv(_Batch, VecEnv):
         ended = np.flatnonzero(dones)
         for i in ended:
             infos[i]["terminal_observation"] = self._interface.shaped(core.final_observations[i])
+        self._forget_interventions(ended)
         self._report_reset(ended)
         return self._interface.shaped(observations), rewards.astype(np.float32), dones, infos
 
@@ -358,6 +366,7 @@ class GridLifeVectorEnv(_Batch, VectorEnv[Any, Any, Any]):
         observations, rewards, terminated, truncated = core.step(self._interface.moves(np.asarray(actions)))
         ended = (terminated | truncated).astype(bool)
         begun = ended if self._mode is AutoresetMode.SAME_STEP else self._over
+        self._forget_interventions(np.flatnonzero(begun))
         cost = terminated.astype(np.float64)
         infos: dict[str, Any] = {}
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
@@ -396,6 +405,17 @@ class GridLifeVectorEnv(_Batch, VectorEnv[Any, Any, Any]):
             infos[name] = np.where(mask.reshape(-1, *[1] * (column.ndim - 1)), column, 0)
             infos[f"_{name}"] = mask.copy()
         return infos
+
+    def mark_interventions(self, slots: NDArray[np.intp], proposed: NDArray[Any], executed: NDArray[Any]) -> None:
+        """
+        Show in the pictures of the coming step that these actions were changed.
+
+        :param slots: of which environments, ``(k,)``
+        :param proposed: what the agents wanted to do, ``(k, ...)``
+        :param executed: what is done instead, ``(k, ...)``
+        """
+        for slot, *actions in zip(slots.tolist(), proposed, executed, strict=True):
+            self._slots[slot].mark_intervention(*actions)
 
     def render(self) -> tuple[Any, ...] | None:
         """

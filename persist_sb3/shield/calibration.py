@@ -1,5 +1,7 @@
 """Calibration: how often actions of a given value turn out safe, and which value is enough for a given confidence."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -44,6 +46,8 @@ class Calibration(Model):
 
     Nothing here is a guarantee for a single decision, or for another policy than the one that is running.
 
+    Of the decisions that passed it also counts which constraint broke after them: :attr:`risk`.
+
     :param spec: the environment's state and actions
     :param conf: confidence asked for, in (0, 1)
     :param horizon: steps within which a decision must prove safe
@@ -54,6 +58,8 @@ class Calibration(Model):
 
     made: torch.Tensor
     kept: torch.Tensor
+    passed: torch.Tensor
+    broke: torch.Tensor
     draw: torch.Tensor
     force: torch.Tensor
     count: torch.Tensor
@@ -79,6 +85,9 @@ class Calibration(Model):
         bins = len(EDGES)
         self.register_buffer("made", torch.zeros(episodes, bins, dtype=torch.int64))
         self.register_buffer("kept", torch.zeros(episodes, bins, dtype=torch.int64))
+        #: Decisions that passed, and by constraint after how many of them it broke.
+        self.register_buffer("passed", torch.zeros(episodes, dtype=torch.int64))
+        self.register_buffer("broke", torch.zeros(episodes, len(spec.viability.names), dtype=torch.int64))
         #: Uniform in [0, 1): which decision of the episode counts.
         self.register_buffer("draw", torch.zeros(episodes, dtype=torch.float64))
         #: The greatest threshold that was in force in it.
@@ -101,6 +110,16 @@ class Calibration(Model):
         """Whether the last episodes certify the threshold."""
         return bool(self.certain)
 
+    @property
+    def risk(self) -> NDArray[np.float64]:
+        """
+        By constraint, the share of the decisions that passed in the episodes that are remembered after which it broke,
+        ``(m,)``; NaN as long as none passed. Where several break at once each is counted, so that the risks add up to
+        at least the share of decisions that went wrong.
+        """
+        passed = int(self.passed.sum())
+        return self.broke.numpy().sum(axis=0) / passed if passed else np.full(self.broke.shape[1], np.nan)
+
     def p_safe(self, value: Floats) -> Floats:
         """
         :param value: of actions, ``(r,)``
@@ -109,7 +128,15 @@ class Calibration(Model):
         curve = self.curve.numpy()[bins_of(value)].astype(np.float32)
         return np.where(np.isfinite(value), curve, np.float32(np.nan))
 
-    def add(self, made: Counts, kept: Counts, draw: float, force: float | None = None) -> None:
+    def add(
+        self,
+        made: Counts,
+        kept: Counts,
+        draw: float,
+        force: float | None = None,
+        passed: int = 0,
+        broke: Counts | int = 0,
+    ) -> None:
         """
         Remember an episode, and forget the oldest.
 
@@ -117,18 +144,27 @@ class Calibration(Model):
         :param kept: how many of them were safe, ``(b,)``
         :param draw: uniform in [0, 1)
         :param force: the greatest threshold that was in force in it. Default: :attr:`threshold`
+        :param passed: how many of its decisions passed
+        :param broke: by constraint, after how many of these it broke, ``(m,)``
         """
         if not made.any():
             return
-        passed = bins_of(np.array([self.threshold]))[0]
-        outcome = drawn(made[None], kept[None], np.array([draw]))[0, passed]
+        least = bins_of(np.array([self.threshold]))[0]
+        outcome = drawn(made[None], kept[None], np.array([draw]))[0, least]
         if outcome >= 0:
             wrong = 1.0 - outcome
             self.level += self.step_size * (wrong - (1.0 - self.conf))
         row = int(self.count) % self.episodes
         self.made[row], self.kept[row], self.draw[row] = torch.as_tensor(made), torch.as_tensor(kept), draw
+        self.passed[row], self.broke[row] = passed, torch.as_tensor(broke)
         self.force[row] = self.threshold if force is None else force
         self.count += 1
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any, **more: Any) -> None:
+        # A zip that was saved before risks were counted says nothing of them.
+        for name in ("passed", "broke"):
+            state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(getattr(self, name)))
+        super()._load_from_state_dict(state_dict, prefix, *others, **more)
 
     def fit(self) -> None:
         """Read the curve and the threshold from the episodes that are remembered."""

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from persist_sb3.batch import Batch, with_rows
 from persist_sb3.curriculum import Demands, StageInForce
+from persist_sb3.draws import Draws
 from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.belief import BeliefColumns
@@ -35,7 +36,8 @@ from persist_sb3.state import last_loaded
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.intervening import InterveningLayer
-from persist_sb3.wrappers.layer import Lookup, Step, declared
+from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
+from persist_sb3.wrappers.marking import Mark, find_mark
 
 Shield = EnumeratedShield | BoxShield
 
@@ -85,9 +87,9 @@ class ActionShieldLayer(InterveningLayer):
     (what the critic gives the proposed action) and ``executed_value``, in scaled margins; ``p_safe`` and
     ``executed_p_safe`` (by imagined futures, or as :class:`~persist_sb3.callbacks.CalibrationCallback` measured it; NaN
     where neither was asked); ``constraint`` (index of the one in danger), the ``margin`` that it was foreseen to be
-    left with and the ``step`` at which it was foreseen broken (-1: not known); ``infeasible`` (no action passed: the
-    safest was taken); ``failed`` (a model answered with something that is not a number: ``fallback`` was executed). In
-    actions that can be enumerated, ``action_masks()`` tells which pass.
+    left with and the ``step`` at which it was foreseen broken (-1: not known, as always where the critic judges alone);
+    ``infeasible`` (no action passed: the safest was taken); ``failed`` (a model answered with something that is not a
+    number: ``fallback`` was executed). In actions that can be enumerated, ``action_masks()`` tells which pass.
 
     A model is trained when it has taken ``min_updates`` gradient steps; until the critic is, the shield waits. In a
     replay it takes the models that were loaded with the policy.
@@ -100,8 +102,9 @@ class ActionShieldLayer(InterveningLayer):
         better one from about four components on
     :param intervention_penalty: subtracted from the reward where an action was changed
     :param min_updates: gradient steps of a model before it is trusted
-    :param fallback: an action known to be safe. It is executed while the shield waits, and where a model fails.
-        Default: proposed actions pass while it waits, and a model that fails stops the run
+    :param fallback: an action known to be safe, or a list of such actions, of which one is drawn for each step. It is
+        executed while the shield waits, and where a model fails. Default: proposed actions pass while it waits, and a
+        model that fails stops the run
     :param mode: who judges: ``"critic"``, ``"search"``, ``"verify"`` or ``"amortised"``
     :param conf: confidence that an action is safe, in ``(0, 1]``; see :func:`~persist_sb3.shield.criteria.passes`
     :param horizon: steps looked ahead
@@ -127,13 +130,16 @@ class ActionShieldLayer(InterveningLayer):
     :raises ValueError: if a parameter is out of its range
     """
 
+    #: Tells environments that draw themselves what was changed, before the step.
+    mark: Mark | None = None
+
     def __init__(
         self,
         threshold: float | Literal["calibrated"] = THRESHOLD,
         correction: Correction = "project",
         intervention_penalty: float = 0.0,
         min_updates: int = 500,
-        fallback: int | Sequence[float] | None = None,
+        fallback: int | Sequence[float] | Sequence[Sequence[float]] | None = None,
         projection: Projection = "cem",
         mode: Mode = "critic",
         conf: float = 0.9,
@@ -207,11 +213,10 @@ class ActionShieldLayer(InterveningLayer):
         self.lookahead = replace(self.lookahead, belief=entries)
         if self.spec.continuous and self.correction == "mask":
             raise RuntimeError(f"correction='mask' cannot mask {action_space}: use 'project' or 'replace'")
+        #: Actions known to be safe, ``(k, ...)``.
         self.fallback: NDArray[Any] | None = None
         if self._fallback is not None:
-            self.fallback = np.array(self._fallback, dtype=action_space.dtype)
-            if not action_space.contains(self.fallback if self.fallback.shape else self.fallback[()]):
-                raise RuntimeError(f"fallback={self._fallback!r} is not in the action space {action_space}")
+            self.fallback = self._safe_actions(action_space)
         if self.mode == "amortised" and self.lookahead.criterion != "probability":
             raise RuntimeError(
                 f"mode='amortised' learns how probable safety is, and criterion={self.lookahead.criterion!r} cannot be "
@@ -228,6 +233,27 @@ class ActionShieldLayer(InterveningLayer):
         self._state: Floats | None = None
         self._decision: Decision | None = None
         self._nobody = self._failed = np.zeros(num_envs, dtype=bool)
+        # Drawn anew for every episode: what falls back at one of its steps then depends on nothing but that step.
+        self._chance = np.zeros(num_envs)
+
+    def _safe_actions(self, action_space: spaces.Space[Any]) -> NDArray[Any]:
+        """
+        :param action_space: of one environment
+        :return: the ``fallback`` actions, ``(k, ...)``
+        :raises RuntimeError: if one is not an action
+        """
+        try:
+            given = np.array(self._fallback, dtype=np.float64)
+        except (TypeError, ValueError):
+            given = np.empty(0)
+        listed = given[None] if given.shape == action_space.shape else given
+        actions = listed.astype(action_space.dtype)
+        rounded = np.issubdtype(actions.dtype, np.integer) and (actions != listed).any()
+        if rounded or not actions.size or not all(map(action_space.contains, actions)):
+            raise RuntimeError(
+                f"fallback={self._fallback!r} is not in the action space {action_space}, nor a list of actions that are"
+            )
+        return actions
 
     def _names(self) -> tuple[str, ...]:
         """
@@ -426,13 +452,13 @@ class ActionShieldLayer(InterveningLayer):
         if shield is None:
             masks = np.full((self.num_envs, len(self.spec.actions)), self.fallback is None)
             if self.fallback is not None:
-                masks[:, self.spec.index(self.fallback[None])] = True
+                masks[self.everyone, self.spec.index(self._drawn(self.fallback, self.everyone))] = True
             return masks
         assert isinstance(shield, EnumeratedShield)
         masks = shield.permitted(self._encoded())
         failed = np.logical_not(masks.any(axis=1))
         if failed.any():
-            masks[failed, self.spec.index(self._fall_back(failed)[:1])] = True
+            masks[failed, self.spec.index(self._fall_back(failed))] = True
         return masks
 
     def _fall_back(self, failed: NDArray[np.bool_]) -> NDArray[Any]:
@@ -444,11 +470,20 @@ class ActionShieldLayer(InterveningLayer):
         where = ", ".join(f"environment {slot} at step {self.age(slot)}" for slot in np.flatnonzero(failed))
         problem = f"ActionShield: a model answered with something that is not a finite number, in {where}"
         if self.fallback is None:
-            raise ShieldError(f"{problem}. ActionShield(fallback=...) names an action to be executed instead")
+            raise ShieldError(f"{problem}. ActionShield(fallback=...) names actions to be executed instead")
         if not self._warned_of_failure:
             self._warned_of_failure = True
             warnings.warn(f"{problem}: the fallback is executed there, and wherever it happens again", stacklevel=2)
-        return np.broadcast_to(self.fallback, (int(failed.sum()), *self.fallback.shape))
+        return self._drawn(self.fallback, np.flatnonzero(failed))
+
+    def _drawn(self, actions: NDArray[Any], slots: NDArray[np.intp]) -> NDArray[Any]:
+        """
+        :param actions: known to be safe, ``(k, ...)``
+        :param slots: environments, ``(r,)``
+        :return: one action for each, drawn for the step that it is at, ``(r, ...)``
+        """
+        key = (self._chance[slots] * 2.0**53).astype(np.uint64) + (self._clock - self._began[slots]).astype(np.uint64)
+        return actions[(Draws(key).random(len(slots), np.float64) * len(actions)).astype(np.intp)]
 
     def _encoded(self) -> Floats:
         if self._state is None:
@@ -460,8 +495,21 @@ class ActionShieldLayer(InterveningLayer):
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         super().begin(slots, observation, infos)
         self._state = None
+        if self.fallback is not None and len(self.fallback) > 1:
+            self._chance[slots] = self._streams.uniform(slots, 1)[:, 0]
 
     def act(self, action: Batch) -> Batch:
+        executed = self._decide(action)
+        if self.mark is not None and self._intervened.any():
+            changed = np.flatnonzero(self._intervened)
+            self.mark(changed, action[changed], executed[changed])
+        return executed
+
+    def _decide(self, action: NDArray[Any]) -> NDArray[Any]:
+        """
+        :param action: proposed, ``(n, ...)``
+        :return: what is to be executed, ``(n, ...)``
+        """
         self._decision, self._failed, self._intervened = None, self._nobody, self._nobody
         executed = action
         shield = self._judge()
@@ -475,7 +523,7 @@ class ActionShieldLayer(InterveningLayer):
                 return executed
             executed = with_rows(executed, np.flatnonzero(self._failed), self._fall_back(self._failed))
         elif self.fallback is not None:
-            executed = np.broadcast_to(self.fallback, action.shape)
+            executed = self._drawn(self.fallback, self.everyone)
         if executed is not action:
             self._intervened = (executed != action).reshape(self.num_envs, -1).any(axis=1)
         return executed
@@ -538,6 +586,10 @@ class _Declarations(LayerOwner):
     """What a shield says about itself, for the layers and callbacks above."""
 
     layer: ActionShieldLayer
+
+    def _attach(self, layer: Layer, num_envs: int, env: Any, observation_space: Any, action_space: Any) -> None:
+        super()._attach(layer, num_envs, env, observation_space, action_space)
+        self.layer.mark = find_mark(env)
 
     @property
     def lookahead(self) -> LookAhead:
