@@ -178,9 +178,11 @@ class Planning:
         :return: the planner: a beam over enumerable actions, the cross-entropy method over Box actions
         :raises ValueError: if there is no world model, or the target is none of the environment's
         """
-        for name in foreseeing(dynamics, models):
-            if name not in models:
-                raise ValueError(f"planning needs {name!r} or known dynamics, and there are {sorted(models)}")
+        missing = [name for name in foreseeing(dynamics, models) if name not in models]
+        if missing:
+            raise ValueError(
+                f"planning needs {', '.join(map(repr, missing))} or known dynamics, and there are {sorted(models)}"
+            )
         imagination = Imagination(spec, find_dynamics(spec, dynamics, models), models.get("viability"), self, belief)
         return CrossEntropy(imagination, streams) if spec.continuous else Beam(imagination)
 
