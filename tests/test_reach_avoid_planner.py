@@ -461,8 +461,10 @@ def test_it_works_from_a_hyperparameter_file(algo: str, env_id: str, kind: str, 
     experiment = manager.setup_experiment()
     assert experiment is not None
     model, _ = experiment
+    env = model.get_env()
+    assert env is not None
     manager.learn(model)
-    trained = lookup(model.get_env(), "layer")
+    trained = lookup(env, "layer")
     assert isinstance(trained.plan, Plan)
     assert "viability" in trained._models
 
@@ -472,5 +474,5 @@ def test_it_works_from_a_hyperparameter_file(algo: str, env_id: str, kind: str, 
     replay.reset()
     *_, infos = replay.step(np.stack([replay.action_space.sample() for _ in range(2)]))
     assert all(np.isfinite(info["planner"]["margin"]) and info["planner"]["reached"] >= 0.0 for info in infos)
-    model.get_env().close()
+    env.close()
     replay.close()
