@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, unflatten
 from persist_sb3.draws import Draws, hash_rows
+from persist_sb3.models.belief import BeliefColumns
 from persist_sb3.models.imagination import Dynamics, RecurrentDynamics, Rollout
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.shield.criteria import passes
 from persist_sb3.shield.decision import NONE
-from persist_sb3.shield.lookahead import Function, find_dynamics
+from persist_sb3.shield.lookahead import Function, find_dynamics, foreseeing
 from persist_sb3.shield.rollouts import UNFORESEEABLE, check_search
 from persist_sb3.streams import GOLDEN, Streams, splitmix64
 from persist_sb3.viability import ViabilitySet
@@ -136,6 +137,10 @@ class Planning:
 
     def __post_init__(self) -> None:
         check_search(self.conf, self.horizon, self.rollouts, "probability")
+        if self.target is not None and (isinstance(self.target, str) or not self.target):
+            raise ValueError(f"target={self.target!r} must be a list of constraints, or left out")
+        if not (self.progress is None or callable(self.progress)):
+            raise ValueError(f"progress={self.progress!r} must be a function of observations and internal variables")
         for name in ("width", "samples", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -159,21 +164,26 @@ class Planning:
         models: Mapping[str, Any],
         streams: Streams,
         dynamics: Function | Dynamics | None = None,
+        belief: BeliefColumns | None = None,
     ) -> "Planner":
         """
         :param spec: the environment's state and actions
-        :param models: by name: ``world_model`` and ``internal_model``, unless the dynamics are known; and
-            ``viability``, if the end is to be valued
+        :param models: by name: ``world_model`` and (unless it predicts the whole state) ``internal_model``, if the
+            dynamics are not known; and ``viability``, if the end is to be valued
         :param streams: what samples are drawn from, one an environment
         :param dynamics: known dynamics, see :class:`~persist_sb3.shield.lookahead.LookAhead`
+        :param belief: where the observation shows a belief about hidden variables. Then each future begins with a
+            sample of it, the same for all courses of a state; where there is one future, or chance is not drawn, with
+            the state as it is given
         :return: the planner: a beam over enumerable actions, the cross-entropy method over Box actions
         :raises ValueError: if there is no world model, or the target is none of the environment's
         """
-        if dynamics is None:
-            for name in ("world_model", "internal_model"):
-                if name not in models:
-                    raise ValueError(f"planning needs {name!r} or known dynamics, and there are {sorted(models)}")
-        imagination = Imagination(spec, find_dynamics(spec, dynamics, models), models.get("viability"), self)
+        missing = [name for name in foreseeing(dynamics, models) if name not in models]
+        if missing:
+            raise ValueError(
+                f"planning needs {', '.join(map(repr, missing))} or known dynamics, and there are {sorted(models)}"
+            )
+        imagination = Imagination(spec, find_dynamics(spec, dynamics, models), models.get("viability"), self, belief)
         return CrossEntropy(imagination, streams) if spec.continuous else Beam(imagination)
 
 
@@ -240,15 +250,24 @@ class Imagination:
     :param dynamics: what becomes of a state
     :param critic: values the end; None leaves that to the margins
     :param planning: the parameters
+    :param belief: see :meth:`Planning.planner`
     :raises ValueError: if the target is none of the environment's
     """
 
-    def __init__(self, spec: StateSpec, dynamics: Dynamics, critic: Critic | None, planning: Planning) -> None:
+    def __init__(
+        self,
+        spec: StateSpec,
+        dynamics: Dynamics,
+        critic: Critic | None,
+        planning: Planning,
+        belief: BeliefColumns | None = None,
+    ) -> None:
         self.spec = spec
         self.planning = planning
         self._dynamics = dynamics
         self._critic = critic
         self._target = planning.target_set(spec)
+        self._belief = belief if planning.chance and planning.rollouts > 1 else None
 
     def begin(self, state: Floats, count: int = 1) -> Courses:
         """
@@ -256,11 +275,15 @@ class Imagination:
         :param count: courses of each, ``c``
         :return: courses that have not begun
         """
-        shape = len(state), count, self.planning.rollouts
-        states = np.broadcast_to(state[:, None, None], (*shape, state.shape[1]))
+        n, p, size = len(state), self.planning.rollouts, state.shape[1]
+        shape = n, count, p
+        futures = np.repeat(state, p, axis=0)
+        if self._belief is not None:
+            futures = self._belief.sample(futures, Draws.split(hash_rows(state), p))
+        states = np.broadcast_to(futures.reshape(n, 1, p, size), (*shape, size))
         dynamics, rollout = self._dynamics, None
         if isinstance(dynamics, RecurrentDynamics):
-            rollout = dynamics.begin(states.reshape(-1, state.shape[1]))
+            rollout = dynamics.begin(states.reshape(-1, size))
         return Courses(
             states,
             np.full(shape, np.inf, dtype=np.float32),

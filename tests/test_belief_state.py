@@ -18,6 +18,7 @@ from persist_sb3.envs.dynamics import GridLifeParams
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.models.belief import BeliefColumns, GRUBelief, prior
 from persist_sb3.models.spec import StateSpec
+from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield.rollouts import PolicyBackup, RolloutVerifier
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers import (
@@ -26,10 +27,12 @@ from persist_sb3.wrappers import (
     BeliefState,
     InternalState,
     PartialObservation,
+    ReachAvoidPlanner,
     VecActionShield,
     VecBeliefState,
     VecInternalState,
     VecPartialObservation,
+    VecReachAvoidPlanner,
     VectorBeliefState,
     VectorInternalState,
     VectorPartialObservation,
@@ -381,6 +384,100 @@ def test_the_critic_sees_the_mean() -> None:
             observation, *_ = env.step(np.zeros(3, int))
 
 
+# The planner
+
+
+def starts(env: Any, dynamics: Watched, rollouts: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """
+    :param env: plans one step ahead with the dynamics
+    :param dynamics: note where futures begin
+    :param rollouts: futures of each course
+    :return: the observation, the internal variables, and where each future of each course began, ``(c, p, D)``
+    """
+    observation, info = env.reset(seed=0)
+    env.step(env.action_space.sample())
+    return observation, info["internal"], np.concatenate(dynamics.states).reshape(-1, rollouts, len(observation) + 2)
+
+
+@pytest.mark.parametrize("action", ["discrete", "box"])
+def test_every_course_begins_with_the_same_samples_of_the_belief(action: str) -> None:
+    dynamics, rollouts = Watched(), 2000
+    search: dict[str, Any] = {"horizon": 1, "samples": 3, "rounds": 2}
+    env = ReachAvoidPlanner(make("box", action, **EKF), dynamics=dynamics, rollouts=rollouts, **search)
+    observation, x, start = starts(env, dynamics, rollouts)
+    # Every action, or in each round the samples and the best so far.
+    assert len(start) == (3 if action == "discrete" else 2 * (3 + 1))
+    assert (start == start[0]).all()
+    battery, (mean, variance) = start[0, :, -2], observation[-2:]
+    assert battery.mean() == pytest.approx(float(mean), abs=4.0 * float(variance / rollouts) ** 0.5)
+    assert battery.std() == pytest.approx(float(variance) ** 0.5, rel=0.08)
+    # The rest is certain.
+    np.testing.assert_array_equal(start[0, :, -1], np.float32(x[1]))
+    np.testing.assert_array_equal(start[0, :, :-2], np.broadcast_to(observation, (rollouts, len(observation))))
+
+
+@pytest.mark.parametrize("search", [{"rollouts": 1}, {"rollouts": 4, "chance": False}])
+def test_one_future_or_none_by_chance_begins_with_the_mean(search: dict[str, Any]) -> None:
+    dynamics = Watched()
+    env = ReachAvoidPlanner(make(**EKF), dynamics=dynamics, horizon=1, **search)
+    observation, x, start = starts(env, dynamics, search["rollouts"])
+    assert observation[-1] > 0.0 and abs(observation[-2] - x[0]) > 1e-4
+    assert (start[..., -2] == observation[-2]).all()
+
+
+def test_the_plan_of_the_shield_begins_with_samples_of_the_belief() -> None:
+    dynamics, rollouts = Watched(), 2000
+    env = ActionShield(
+        make(**EKF), infeasible="planner", dynamics=dynamics, horizon=1, rollouts=rollouts, min_updates=0
+    )
+    nothing_passes = ViabilityCritic(env.layer.spec, net_arch=[], members=2)
+    with torch.no_grad():
+        nothing_passes.critics.weights[0].zero_()
+        nothing_passes.critics.biases[0].fill_(-1.0)
+    env.bind({"viability": nothing_passes}, training=False)
+    observation, _, start = starts(env, dynamics, rollouts)
+    assert len(start) == 3 and (start == start[0]).all()
+    assert start[0, :, -2].mean() == pytest.approx(float(observation[-2]), abs=0.01)
+    assert start[0, :, -2].std() == pytest.approx(float(observation[-1]) ** 0.5, rel=0.08)
+
+
+class Told:
+    """An estimator that believes what it is told."""
+
+    def __init__(self, *battery: float) -> None:
+        self.mean = np.array(battery)[:, None]
+        self.variance = np.full((len(battery), 1), 1e-6)
+
+    def begin(self, slots: Any, observation: Any) -> None:
+        """It keeps nothing."""
+
+    def step(self, before: Any, action: Any, observation: Any) -> None:
+        """It keeps nothing."""
+
+
+def test_a_planner_goes_by_what_is_believed_and_not_by_what_is_true() -> None:
+    """To the middle of the limits: the belief says where that lies, and the truth is full in every environment."""
+
+    def charge(observation: Any, x: NDArray[Any], action: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+        return observation, x + np.array([-0.1, 0.0, 0.1])[action][:, None] * [1.0, 0.0]
+
+    internal = {**INTERNAL, "constraints": ["battery in [0.2, 1.0]"], "mu": [0.6, 0.5]}
+    hidden = VecPartialObservation(
+        VecInternalState(DummyVecEnv([lambda: Walker("discrete")] * 3), **internal), hide=["battery"]
+    )
+
+    def executed(env: Any) -> list[int]:
+        planner = VecReachAvoidPlanner(env, dynamics=charge, horizon=2, rollouts=2)
+        planner.seed(0)
+        planner.reset()
+        return [int(info.get("executed_action", 1)) for info in planner.step(np.ones(3, dtype=np.int64))[3]]
+
+    assert executed(hidden) == [0, 0, 0]
+    believing = VecBeliefState(hidden, **EKF)
+    believing.layer._estimator = Told(0.3, 0.6, 0.9)
+    assert executed(believing) == [2, 1, 0]
+
+
 # On GridLife, whose energy is hidden
 
 PARAMS = GridLifeParams()
@@ -417,10 +514,23 @@ class Known:
         """It keeps nothing."""
 
 
-def filtered(variance: float | None, steps: int = 150, n: int = 8) -> list[NDArray[Any]]:
+def shielded(env: Any) -> Any:
+    """Every action is looked into."""
+    return VecActionShield(
+        env, mode="search", dynamics=gridlife, backup=lambda o, x: np.zeros(len(x), int), horizon=3, rollouts=64
+    )
+
+
+def planned(env: Any) -> Any:
+    """Every course is looked into."""
+    return VecReachAvoidPlanner(env, dynamics=gridlife, horizon=2, rollouts=8)
+
+
+def filtered(build: Callable[[Any], Any], variance: float | None, steps: int = 150, n: int = 8) -> list[NDArray[Any]]:
     """
+    :param build: puts what intervenes around the environments
     :param variance: of the belief about the hidden energy; None: it is not hidden
-    :return: proposed and executed actions, and the internal variables, of a shield with known dynamics
+    :return: proposed and executed actions, and the internal variables
     """
     hidden = [] if variance is None else ["energy"]
     world = GridLifeVecEnv(n, hidden=hidden, split="test", slip=0.0, food_regrowth=0.2)
@@ -428,9 +538,7 @@ def filtered(variance: float | None, steps: int = 150, n: int = 8) -> list[NDArr
     if variance is not None:
         env = VecBeliefState(env, estimator="ekf", dynamics=lambda o, x, a: x)
         env.layer._estimator = Known(world, variance)
-    env = VecActionShield(
-        env, mode="search", dynamics=gridlife, backup=lambda o, x: np.zeros(len(x), int), horizon=3, rollouts=64
-    )
+    env = build(env)
     env.seed(0)
     env.reset()
     rng = np.random.default_rng(0)
@@ -443,8 +551,9 @@ def filtered(variance: float | None, steps: int = 150, n: int = 8) -> list[NDArr
     return rows
 
 
-def test_a_belief_without_doubt_is_as_good_as_seeing() -> None:
-    seen, certain, doubtful = (np.array(filtered(variance)) for variance in (None, 0.0, 0.2**2))
+@pytest.mark.parametrize(("build", "size"), [(shielded, (150, 8)), (planned, (40, 4))])
+def test_a_belief_without_doubt_is_as_good_as_seeing(build: Callable[[Any], Any], size: tuple[int, int]) -> None:
+    seen, certain, doubtful = (np.array(filtered(build, variance, *size)) for variance in (None, 0.0, 0.2**2))
     assert (seen[:, 0] != seen[:, 1]).sum() > 20
     np.testing.assert_array_equal(certain, seen)
     assert not np.array_equal(doubtful[:, 1], seen[:, 1])

@@ -1,5 +1,6 @@
 """ReachAvoidPlanner: the same in all forms, an agent by itself, a demonstrator, and a backup of the shield."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import yaml
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
@@ -20,6 +24,7 @@ from persist_sb3.models.imagination import LatentDynamics, rollout
 from persist_sb3.models.latent import LatentModel
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
+from persist_sb3.planning import Plan
 from persist_sb3.recording import record
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers import (
@@ -28,11 +33,14 @@ from persist_sb3.wrappers import (
     PlannerError,
     PlannerPolicy,
     ReachAvoidPlanner,
+    ShieldError,
+    VecActionShield,
     VecInternalState,
     VecReachAvoidPlanner,
     VectorInternalState,
     VectorReachAvoidPlanner,
 )
+from persist_sb3.wrappers.adapters import lookup
 
 LIMITS: dict[str, Any] = {"dims": ["tank"], "constraints": ["tank in [0.1, 0.9]"], "mu": [0.5]}
 GAIN = np.array([-0.08, 0.03, 0.1])
@@ -170,7 +178,7 @@ def test_it_demonstrates() -> None:
 SMALL: dict[str, Any] = {"net_arch": [16], "members": 2, "train_freq": 1, "batch_size": 64}
 
 
-def learn(env: VecReachAvoidPlanner, callbacks: list[BaseCallback], steps: int = 480) -> PPO:
+def learn(env: Any, callbacks: list[BaseCallback], steps: int = 480) -> PPO:
     model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
     model.learn(steps, callback=callbacks)
     return model
@@ -218,8 +226,8 @@ LATENT: dict[str, Any] = {
 def test_a_latent_model_remembers_through_the_plan(tmp_path: Path) -> None:
     parameters: dict[str, Any] = {"horizon": 4, "rollouts": 1, "chance": False, "min_updates": 20}
     env = make_vec(**parameters)
-    callbacks: list[BaseCallback] = [InternalModelCallback(learning_starts=64, **SMALL), WorldModelCallback(**LATENT)]
-    model = learn(env, callbacks, steps=384)
+    # It imagines the internal variables, too, so that nobody else need learn them.
+    model = learn(env, [WorldModelCallback(**LATENT)], steps=384)
     plan = env.layer.plan
     assert plan is not None
     latent = env.layer._models["world_model"]
@@ -267,9 +275,30 @@ def test_the_critic_joins_where_there_is_one() -> None:
     assert set(env.layer._models) == {"internal_model", "world_model", "viability"}
 
 
-def test_without_callbacks_it_is_refused_at_the_first_action() -> None:
-    with pytest.raises(PlannerError, match=r"InternalModelCallback, persist_sb3\.callbacks\.WorldModelCallback"):
-        learn(make_vec(), [ViabilityCallback()])
+def refused(venv: Any, error: type[Exception], callbacks: list[BaseCallback]) -> None:
+    """
+    :param venv: lacks models
+    :param error: of which type the refusal is
+    :param callbacks: do not train them
+    """
+    with pytest.raises(error, match=r"InternalModelCallback, persist_sb3\.callbacks\.WorldModelCallback"):
+        learn(venv, callbacks)
+    # Nobody has taken a step.
+    assert set(venv.get_attr("time")) == {0}
+
+
+def test_without_its_models_it_is_refused_when_training_starts() -> None:
+    refused(make_vec(), PlannerError, [ViabilityCallback()])
+    refused(make_vec(), PlannerError, [MetricsCallback()])
+    shield = VecActionShield(VecInternalState(DummyVecEnv([Tank]), **LIMITS), infeasible="planner")
+    refused(shield, ShieldError, [ViabilityCallback()])
+
+
+@pytest.mark.slow
+def test_workers_without_models_tell_the_main_process() -> None:
+    venv = SubprocVecEnv([lambda: ReachAvoidPlanner(InternalState(Tank(), **LIMITS))])
+    refused(venv, PlannerError, [ViabilityCallback()])
+    venv.close()
 
 
 def test_without_models_actions_pass_and_it_says_so() -> None:
@@ -297,10 +326,14 @@ def test_a_model_that_fails_stops_the_run() -> None:
         ({"horizon": 0}, ValueError),
         ({"min_updates": -1}, ValueError),
         ({"target": ["tnak >= 0.5"]}, RuntimeError),
+        ({"target": "tank >= 0.5"}, ValueError),
+        ({"target": []}, ValueError),
+        ({"progress": "food"}, ValueError),
+        ({"dynamics": "world_model"}, ValueError),
     ],
 )
 def test_wrong_parameters(wrong: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error, match="tnak" if "target" in wrong else next(iter(wrong))):
+    with pytest.raises(error, match="tnak" if error is RuntimeError else next(iter(wrong))):
         make_vec(**{**PLAN, **wrong})
 
 
@@ -354,6 +387,19 @@ def test_where_no_course_helps_the_safest_is_executed() -> None:
 def test_a_backup_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="infeasible='pray'"):
         ActionShield(InternalState(Tank(), **LIMITS), infeasible="pray")
+    with pytest.raises(ValueError, match="dynamics='world_model' must be a function"):
+        ActionShield(InternalState(Tank(), **LIMITS), infeasible="planner", dynamics="world_model")
+
+
+def test_a_latent_model_alone_is_enough_for_the_backup() -> None:
+    env = ActionShield(InternalState(Tank(), **LIMITS), infeasible="planner", horizon=2, rollouts=2, min_updates=0)
+    critic = critic_that_passes(-0.5)
+    latent = LatentModel(critic.spec, gru_size=4, units=4, groups=1, classes=2)
+    env.bind({"viability": critic, "world_model": latent}, training=False)
+    env.reset(seed=0)
+    *_, info = env.step(0)
+    assert info["shield"]["infeasible"]
+    assert env.layer.wiring_error is None
 
 
 def test_the_backup_asks_for_its_models() -> None:
@@ -362,3 +408,71 @@ def test_the_backup_asks_for_its_models() -> None:
     env.reset(seed=0)
     with pytest.raises(RuntimeError, match="WorldModelCallback"):
         env.step(2)
+
+
+# From a hyperparameter file, as rl-zoo3 reads it
+
+
+@pytest.mark.parametrize(
+    ("algo", "env_id", "kind"),
+    [
+        ("ppo", "GridLifeFlat-v0", "gaussian"),
+        ("ppo", "GridLifeFlat-v0", "latent"),
+        ("sac", "GridLifeContinuous-v0", "gaussian"),
+    ],
+)
+def test_it_works_from_a_hyperparameter_file(algo: str, env_id: str, kind: str, tmp_path: Path) -> None:
+    search = {"target": ["energy >= 0.5"], "horizon": 2, "rollouts": 2, "width": 4, "samples": 4, "rounds": 1}
+    quick = {"learning_starts": 32} | SMALL
+    learned: dict[str, Any] = {
+        "gaussian": [{"InternalModelCallback": quick}, {"WorldModelCallback": quick}],
+        "latent": [{"WorldModelCallback": LATENT | {"learning_starts": 32}}],
+    }
+    entry: dict[str, Any] = {
+        "n_envs": 2,
+        "n_timesteps": 128,
+        "vec_env_wrapper": [
+            "persist_sb3.wrappers.VecInternalState",
+            {"persist_sb3.wrappers.VecReachAvoidPlanner": search | {"min_updates": 4}},
+        ],
+        "callback": [
+            {f"persist_sb3.callbacks.{name}": kwargs for name, kwargs in callback.items()}
+            for callback in [{"ViabilityCallback": {"net_arch": [16], "learning_starts": 32}}, *learned[kind]]
+        ],
+    }
+    if algo == "ppo":
+        entry |= {"policy": "MlpPolicy", "n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    else:
+        buffer = "get_class_by_name('persist_sb3.buffers.ExecutedActionDictReplayBuffer')"
+        entry |= {"policy": "MultiInputPolicy", "learning_starts": 100, "replay_buffer_class": buffer}
+    config = tmp_path / "entry.yml"
+    config.write_text(yaml.safe_dump({env_id: entry}))
+    manager = ExperimentManager(
+        argparse.Namespace(),
+        algo,
+        env_id,
+        str(tmp_path),
+        eval_freq=-1,
+        config=str(config),
+        log_interval=-1,
+        verbose=0,
+        device="cpu",
+    )
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    model, _ = experiment
+    env = model.get_env()
+    assert env is not None
+    manager.learn(model)
+    trained = lookup(env, "layer")
+    assert isinstance(trained.plan, Plan)
+    assert "viability" in trained._models
+
+    model.save(tmp_path / "model")
+    ALGOS[algo].load(tmp_path / "model", device="cpu")
+    replay = manager.create_envs(2, eval_env=True, no_log=True)
+    replay.reset()
+    *_, infos = replay.step(np.stack([replay.action_space.sample() for _ in range(2)]))
+    assert all(np.isfinite(info["planner"]["margin"]) and info["planner"]["reached"] >= 0.0 for info in infos)
+    env.close()
+    replay.close()

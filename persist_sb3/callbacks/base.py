@@ -20,6 +20,7 @@ from persist_sb3.models.symmetry import SymmetryGroup
 from persist_sb3.state import PersistState
 from persist_sb3.wrappers.adapters import lookup
 from persist_sb3.wrappers.intrinsic import find_paid
+from persist_sb3.wrappers.layer import declared
 
 # Beside the model and not on it, where SB3 would save the transitions with every checkpoint.
 _stores: WeakKeyDictionary[BaseAlgorithm, TransitionStore] = WeakKeyDictionary()
@@ -87,6 +88,7 @@ class PersistCallback(BaseCallback):
         self.store.attach(self.model)
 
     def _on_training_start(self) -> None:
+        self._wiring_checked = False
         bind_all(self.training_env, self.state, training=True)
         self._bind_replay_buffer()
         for callback in iter_callbacks(self.locals["callback"]):
@@ -94,6 +96,21 @@ class PersistCallback(BaseCallback):
             if isinstance(env, VecEnv) and env is not self.training_env:
                 bind_all(env, self.state, training=False)
         self._unmonitored_ends_matter = self._is_monitored()
+
+    def on_rollout_start(self) -> None:
+        # Not before: only now have all callbacks brought their models.
+        if not self._wiring_checked:
+            self._check_wiring()
+        super().on_rollout_start()
+
+    def _check_wiring(self) -> None:
+        """
+        :raises RuntimeError: if a layer lacks models. Raised here, it is told in the main process
+        """
+        self._wiring_checked = True
+        error: RuntimeError | None = declared(self.lookup, "wiring_error", None)
+        if error is not None:
+            raise error
 
     def _bind_replay_buffer(self) -> None:
         """

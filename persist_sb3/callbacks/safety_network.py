@@ -11,7 +11,7 @@ from torch.nn import functional
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.safety import SafetyNetwork
 from persist_sb3.models.spec import Floats, StateSpec
-from persist_sb3.shield.lookahead import CALLBACKS, LookAhead, trained
+from persist_sb3.shield.lookahead import LookAhead, trained, trainers
 from persist_sb3.shield.rollouts import RolloutVerifier
 
 #: Box actions that the search is asked about in each state, the executed one included.
@@ -128,15 +128,16 @@ class SafetyNetworkCallback(LearningCallback):
         :raises RuntimeError: if nobody trains one of them
         """
         models = self.state.bundle()
-        for name in self._lookahead.models:
-            if name not in models:
-                raise RuntimeError(
-                    f"SafetyNetworkCallback asks a search that needs the part {name!r}: put "
-                    f"persist_sb3.callbacks.{CALLBACKS[name]} among the callbacks"
-                )
+        needed = self._lookahead.needs(models)
+        missing = [name for name in needed if name not in models]
+        if missing:
+            raise RuntimeError(
+                f"SafetyNetworkCallback asks a search that has no part {', '.join(map(repr, missing))}: put "
+                f"{trainers(missing)} among the callbacks"
+            )
         if self._search is None:
             self._search = self._lookahead.verifier(self.spec, models)
-        return trained((models[name] for name in self._lookahead.models), self.min_updates)
+        return trained((models[name] for name in needed), self.min_updates)
 
     def _ask(self, state: Floats, executed: Floats) -> None:
         """

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from persist_sb3.batch import Batch
 from persist_sb3.models.belief import BeliefColumns
 from persist_sb3.models.imagination import Dynamics, KnownDynamics, learned
+from persist_sb3.models.latent import LatentModel
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.rollouts import CriticBackup, Policy, PolicyBackup, RolloutVerifier, check_search
@@ -62,17 +63,20 @@ class LookAhead:
 
     def __post_init__(self) -> None:
         check_search(self.conf, self.horizon, self.rollouts, self.criterion)
+        check_dynamics(self.dynamics)
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Names of the models that it takes."""
-        names = () if self.dynamics is not None else ("internal_model", "world_model")
+    def needs(self, models: Mapping[str, Any]) -> tuple[str, ...]:
+        """
+        :param models: those that there are, by name
+        :return: names of the models that it takes, there or not
+        """
+        names = foreseeing(self.dynamics, models)
         return names if self.backup is not None else ("viability", *names)
 
     def verifier(self, spec: StateSpec, models: Mapping[str, Any]) -> RolloutVerifier:
         """
         :param spec: the environment's state and actions
-        :param models: by name; those in :attr:`models` are there
+        :param models: by name; those that it :meth:`needs` are there
         :return: what judges actions
         """
         dynamics = find_dynamics(spec, self.dynamics, models)
@@ -83,16 +87,50 @@ class LookAhead:
         )
 
 
+def check_dynamics(known: Any) -> None:
+    """
+    :param known: known dynamics, see :class:`LookAhead`; None for the learned ones
+    :raises ValueError: if they are neither a function nor an object that makes steps
+    """
+    if not (known is None or callable(known) or (hasattr(known, "members") and hasattr(known, "step"))):
+        raise ValueError(
+            f"dynamics={known!r} must be a function of (observations, internal variables, actions), or an object with "
+            "'members' and 'step'; leave it out to use the models that are learned"
+        )
+
+
+def foreseeing(known: Function | Dynamics | None, models: Mapping[str, Any]) -> tuple[str, ...]:
+    """
+    :param known: known dynamics, see :class:`LookAhead`; None for the learned ones
+    :param models: those that there are, by name
+    :return: names of the models that together tell how the whole state goes on, there or not
+    """
+    if known is not None:
+        return ()
+    whole = isinstance(models.get("world_model"), LatentModel)
+    return ("world_model",) if whole else ("internal_model", "world_model")
+
+
 def find_dynamics(spec: StateSpec, known: Function | Dynamics | None, models: Mapping[str, Any]) -> Dynamics:
     """
     :param spec: the environment's state and actions
     :param known: known dynamics, see :class:`LookAhead`; None for the learned ones
-    :param models: by name; where nothing is known, ``world_model`` and ``internal_model`` are there
+    :param models: by name; those that :func:`foreseeing` names are there
     :return: how the state goes on
     """
     if known is None:
-        return learned(models["world_model"], models["internal_model"])
+        return learned(models["world_model"], models.get("internal_model"))
     return KnownDynamics(spec, known) if callable(known) else known
+
+
+def trainers(missing: Iterable[str]) -> str:
+    """
+    For error messages.
+
+    :param missing: names of models that are not there
+    :return: the callbacks that train them
+    """
+    return ", ".join(dict.fromkeys(f"persist_sb3.callbacks.{CALLBACKS[name]}" for name in missing))
 
 
 def trained(models: Iterable[Any], min_updates: int) -> bool:

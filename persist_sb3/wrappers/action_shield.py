@@ -15,13 +15,12 @@ from persist_sb3.curriculum import Demands, StageInForce
 from persist_sb3.draws import Draws
 from persist_sb3.infos import Infos
 from persist_sb3.models.base import Model, rebuild
-from persist_sb3.models.belief import BeliefColumns
 from persist_sb3.models.familiarity import Familiarity
 from persist_sb3.models.imagination import Dynamics
 from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.observation import ObservationModel
 from persist_sb3.models.safety import SafetyNetwork
-from persist_sb3.models.spec import Floats, StateSpec
+from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.planning import Planning
 from persist_sb3.shield import BoxShield, Correction, Decision, EnumeratedShield, Projection
@@ -30,13 +29,13 @@ from persist_sb3.shield.calibration import Calibration
 from persist_sb3.shield.caution import CautiousCritic
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.enumerated import Verifier
-from persist_sb3.shield.lookahead import CALLBACKS, GUARDING, MODES, Function, LookAhead, Mode, trained
+from persist_sb3.shield.lookahead import GUARDING, MODES, Function, LookAhead, Mode, trained, trainers
 from persist_sb3.shield.rollouts import Policy, RolloutVerifier
 from persist_sb3.state import last_loaded
 from persist_sb3.viability import ViabilitySet
-from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.intervening import InterveningLayer
-from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
+from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.intervening import InterveningLayer, InterveningOwner
+from persist_sb3.wrappers.layer import Layer, Lookup, Step
 from persist_sb3.wrappers.marking import Mark, find_mark
 
 Shield = EnumeratedShield | BoxShield
@@ -78,9 +77,9 @@ class ActionShieldLayer(InterveningLayer):
     While the other models of a mode are not trained, the critic judges alone.
 
     Where a :class:`~persist_sb3.wrappers.BeliefState` lies below, the shield does not know the hidden variables either:
-    the critic sees the belief's mean in their place, and each imagined future begins with a sample of the belief. The
-    models were trained on the truth, which is known in training only. A hidden variable without a belief is known to
-    the shield from ``info["internal"]``.
+    the critic sees the belief's mean in their place, and each imagined future, the planner's too, begins with a sample
+    of the belief. The models were trained on the truth, which is known in training only. A hidden variable without a
+    belief is known to the shield from ``info["internal"]``.
 
     At every step it publishes ``info["intervened"]``. Where the action was changed, none passed, or a model failed,
     ``info["executed_action"]`` and ``info["shield"]`` tell what was done and why: the ``proposed`` action; ``value``
@@ -200,17 +199,14 @@ class ActionShieldLayer(InterveningLayer):
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
     ) -> None:
         super().attach(num_envs, observation_space, action_space, lookup)
+        self._whole, viability = self.spec, self.spec.viability
         try:
-            viability: ViabilitySet = lookup("viability")
             self.guarded = viability if self.guards is None else viability.about(self.guards)
-            self.spec = StateSpec(observation_space, action_space, self.guarded)
-            self._whole = StateSpec(observation_space, action_space, viability)
         except ValueError as error:
             raise RuntimeError(f"ActionShield: {error}") from error
+        self.spec = StateSpec(observation_space, action_space, self.guarded)
         self._numbers = np.array([viability.names.index(name) for name in self.guarded.names])
-        entries = declared(lookup, "belief_entries", {})
-        self._belief = BeliefColumns.find(self.spec, entries) if entries else None
-        self.lookahead = replace(self.lookahead, belief=entries)
+        self.lookahead = replace(self.lookahead, belief=self.belief_entries)
         if self.spec.continuous and self.correction == "mask":
             raise RuntimeError(f"correction='mask' cannot mask {action_space}: use 'project' or 'replace'")
         #: Actions known to be safe, ``(k, ...)``.
@@ -222,7 +218,7 @@ class ActionShieldLayer(InterveningLayer):
                 f"mode='amortised' learns how probable safety is, and criterion={self.lookahead.criterion!r} cannot be "
                 "had from that: use criterion='probability', or mode='verify'"
             )
-        self._needed = self._names()
+        self._needed = self._names({})
         self._models: dict[str, Any] = {}
         self._calibration: Calibration | None = None
         self._shield: Shield | None = None
@@ -230,7 +226,6 @@ class ActionShieldLayer(InterveningLayer):
         self._verifier: RolloutVerifier | AmortisedVerifier | None = None
         self._demanded = False
         self._bound = self._warned = self._warned_of_failure = False
-        self._state: Floats | None = None
         self._decision: Decision | None = None
         self._nobody = self._failed = np.zeros(num_envs, dtype=bool)
         # Drawn anew for every episode: what falls back at one of its steps then depends on nothing but that step.
@@ -255,32 +250,40 @@ class ActionShieldLayer(InterveningLayer):
             )
         return actions
 
-    def _names(self) -> tuple[str, ...]:
+    def _names(self, models: Mapping[str, Any]) -> tuple[str, ...]:
         """
-        :return: names of the models that the mode and the planner take
+        :param models: those that there are, by name
+        :return: names of the models that the mode and the planner take, there or not
         """
-        planner = self.lookahead.models if self.infeasible == "planner" else ()
+        search = self.lookahead.needs(models)
+        planner = search if self.infeasible == "planner" else ()
         caution = ("viability", "internal_model", "familiarity") if self.caution else ()
-        return tuple(dict.fromkeys((*self._names_of_mode(), *planner, *caution)))
+        return tuple(dict.fromkeys((*self._names_of_mode(search), *planner, *caution)))
 
-    def _names_of_mode(self) -> tuple[str, ...]:
+    def _names_of_mode(self, search: tuple[str, ...]) -> tuple[str, ...]:
+        """
+        :param search: names of the models that a search takes
+        :return: names of those that the mode takes
+        """
         if self.mode == "critic":
             return ("viability",)
         if self.mode == "amortised":
             return ("viability", "safety")
         if self.mode == "search" and not self.spec.continuous:
-            return self.lookahead.models
-        return tuple(dict.fromkeys(("viability", *self.lookahead.models)))
+            return search
+        return tuple(dict.fromkeys(("viability", *search)))
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         self._bound = True
         self._calibration = bundle.get("calibration")
-        self._use({name: bundle[name] for name in self._needed if name in bundle})
+        self._use(bundle)
 
-    def _use(self, models: dict[str, Any]) -> None:
+    def _use(self, bundle: Mapping[str, Any]) -> None:
         """
-        :param models: those of the mode that there are, by name
+        :param bundle: the models that there are, by name
         """
+        self._needed = self._names(bundle)
+        models = {name: bundle[name] for name in self._needed if name in bundle}
         if models.keys() == self._models.keys() and all(models[name] is self._models[name] for name in models):
             return
         self._models, self._shield, self._critic_alone = models, None, None
@@ -314,6 +317,20 @@ class ActionShieldLayer(InterveningLayer):
             self.spec, critic, self.threshold, self._streams, self.correction, self.projection, verifier, band
         )
 
+    @property
+    def wiring_error(self) -> RuntimeError | None:
+        if not (self._bound or self._models):
+            return None
+        missing = [name for name in self._needed if name not in self._models]
+        if self.calibrated and self._calibration is None:
+            missing.append("calibration")
+        if not missing:
+            return None
+        return ShieldError(
+            f"ActionShield(mode={self.mode!r}, infeasible={self.infeasible!r}, caution={self.caution}) has no part "
+            f"{', '.join(map(repr, missing))}: train with {trainers(missing)}"
+        )
+
     def _find_models(self) -> None:
         """
         Take the models out of the policy that this process has loaded, since no callback has brought them all.
@@ -321,35 +338,33 @@ class ActionShieldLayer(InterveningLayer):
         :raises ShieldError: if there are callbacks, or a loaded policy, but not all models; or if a loaded one is of
             another environment
         """
-        loaded = last_loaded()
-        pending = {} if loaded is None else loaded.pending
-        found = {key: pending[key] for key in self._needed if key in pending}
-        measured = pending.get("calibration")
-        wanted = (*self._needed, "calibration") if self.calibrated else self._needed
-        there = set(self._models if self._bound else found)
-        if self._calibration is not None or (measured is not None and not self._bound):
-            there.add("calibration")
-        missing = [name for name in wanted if name not in there]
-        if missing and (self._bound or found):
-            callbacks = ", ".join(f"persist_sb3.callbacks.{CALLBACKS[name]}" for name in missing)
-            raise ShieldError(
-                f"ActionShield(mode={self.mode!r}) has no part {', '.join(map(repr, missing))}: train with {callbacks}"
-            )
-        if found:
-            try:
-                specs = {name: self.spec if name in GUARDING else self._whole for name in found}
-                self._use({name: rebuild(saved, specs[name], KINDS[name]) for name, saved in found.items()})
-                if measured is not None:
-                    self._calibration = rebuild(measured, self.spec, Calibration)
-            except ValueError as error:
-                raise ShieldError(f"ActionShield cannot use a model that was loaded: {error}") from error
-        elif not self._warned:
+        if not self._bound:
+            loaded = last_loaded()
+            self._load({} if loaded is None else loaded.pending)
+        error = self.wiring_error
+        if error is not None:
+            raise error
+        if not self._models and not self._warned:
             self._warned = True
             warnings.warn(
                 "ActionShield has no models, and lets every action pass: train with "
                 "persist_sb3.callbacks.ViabilityCallback, or load a model that was trained with it",
                 stacklevel=2,
             )
+
+    def _load(self, pending: Mapping[str, Any]) -> None:
+        """
+        :param pending: what was saved, by name
+        :raises ShieldError: if a model is of another environment
+        """
+        names = [name for name in self._names({}) if name in pending]
+        specs = {name: self.spec if name in GUARDING else self._whole for name in names}
+        try:
+            self._use({name: rebuild(pending[name], specs[name], KINDS[name]) for name in names})
+            if names and "calibration" in pending:
+                self._calibration = rebuild(pending["calibration"], self.spec, Calibration)
+        except ValueError as error:
+            raise ShieldError(f"ActionShield cannot use a model that was loaded: {error}") from error
 
     def _judge(self) -> Shield | None:
         """
@@ -485,16 +500,8 @@ class ActionShieldLayer(InterveningLayer):
         key = (self._chance[slots] * 2.0**53).astype(np.uint64) + (self._clock - self._began[slots]).astype(np.uint64)
         return actions[(Draws(key).random(len(slots), np.float64) * len(actions)).astype(np.intp)]
 
-    def _encoded(self) -> Floats:
-        if self._state is None:
-            self._state = self.spec.encode(self._observation, self._x)
-            if self._belief is not None:
-                self._state = self._belief.believed(self._state)
-        return self._state
-
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         super().begin(slots, observation, infos)
-        self._state = None
         if self.fallback is not None and len(self.fallback) > 1:
             self._chance[slots] = self._streams.uniform(slots, 1)[:, 0]
 
@@ -539,7 +546,7 @@ class ActionShieldLayer(InterveningLayer):
             return decision.action
         search = self.lookahead
         planning = Planning(horizon=search.horizon, conf=search.conf, threshold=threshold, rollouts=search.rollouts)
-        planner = planning.planner(self.spec, self._models, self._streams, search.dynamics)
+        planner = planning.planner(self.spec, self._models, self._streams, search.dynamics, self._belief)
         plan = planner.plan(self._encoded()[lost], lost)
         found = lost[plan.feasible]
         action = with_rows(decision.action, found, plan.action[plan.feasible].astype(decision.action.dtype))
@@ -550,7 +557,6 @@ class ActionShieldLayer(InterveningLayer):
 
     def after(self, step: Step) -> NDArray[np.float64]:
         reward, infos = super().after(step), step.infos
-        self._state = None
         if self._decision is not None:
             told = np.flatnonzero((self._intervened | self._decision.infeasible | self._failed) & step.live)
             if len(told):
@@ -582,7 +588,7 @@ class ActionShieldLayer(InterveningLayer):
             infos.publish("shield", slots, values, name)
 
 
-class _Declarations(LayerOwner):
+class _Declarations(InterveningOwner):
     """What a shield says about itself, for the layers and callbacks above."""
 
     layer: ActionShieldLayer

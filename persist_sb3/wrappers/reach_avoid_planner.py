@@ -14,13 +14,12 @@ from persist_sb3.models.base import Model, rebuild
 from persist_sb3.models.imagination import Dynamics
 from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.observation import ObservationModel
-from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.planning import Plan, Planner, Planning, Progress
-from persist_sb3.shield.lookahead import CALLBACKS, Function, trained
+from persist_sb3.shield.lookahead import Function, check_dynamics, foreseeing, trained, trainers
 from persist_sb3.state import last_loaded
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.intervening import InterveningLayer
+from persist_sb3.wrappers.intervening import InterveningLayer, InterveningOwner
 from persist_sb3.wrappers.layer import Lookup, Step
 
 #: Models that the planner can use, and what they must be.
@@ -39,10 +38,14 @@ class ReachAvoidPlannerLayer(InterveningLayer):
     """
     Executes the first action of the best course that :class:`~persist_sb3.planning.Planning` finds, whatever the policy
     proposes: model predictive control, as an agent by itself. It imagines with the models of ``InternalModelCallback``
-    and ``WorldModelCallback``, or with known ``dynamics``; where ``ViabilityCallback`` trains a critic beside them, a
-    course must end where that values it at ``threshold`` or more. It must be the outermost layer that changes
-    observations, since the models learn from what the policy sees, and stands in the place of an
-    :class:`~persist_sb3.wrappers.ActionShield`, not inside or around one.
+    and ``WorldModelCallback`` (of the latter alone, if its ``kind`` is ``"latent"``), or with known ``dynamics``; where
+    ``ViabilityCallback`` trains a critic beside them, a course must end where that values it at ``threshold`` or more.
+    It must be the outermost layer that changes observations, since the models learn from what the policy sees, and
+    stands in the place of an :class:`~persist_sb3.wrappers.ActionShield`, not inside or around one.
+
+    Where a :class:`~persist_sb3.wrappers.BeliefState` lies below, the planner does not know the hidden variables
+    either: each imagined future begins with a sample of the belief, the same samples for every course; with one future,
+    or without chance, with the belief's mean.
 
     Until the models that there are have taken ``min_updates`` gradient steps, the policy's actions pass, so it is the
     policy that collects the first transitions. Known dynamics need no wait. In a replay the layer takes the models that
@@ -87,19 +90,18 @@ class ReachAvoidPlannerLayer(InterveningLayer):
     ) -> None:
         if min_updates < 0:
             raise ValueError(f"min_updates={min_updates} must not be negative")
+        check_dynamics(dynamics)
         self.planning = Planning(target, horizon, conf, threshold, rollouts, chance, width, samples, rounds, progress)
         self.dynamics = dynamics
         self.min_updates = min_updates
         #: Models without which it cannot plan.
-        self.needed = () if dynamics is not None else ("internal_model", "world_model")
-        self._used = (*self.needed, "viability")
+        self.needed = foreseeing(dynamics, {})
 
     def attach(
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
     ) -> None:
         super().attach(num_envs, observation_space, action_space, lookup)
         try:
-            self.spec = StateSpec(observation_space, action_space, lookup("viability"))
             self.planning.target_set(self.spec)
             if not self.spec.continuous:
                 _ = self.spec.actions
@@ -112,9 +114,28 @@ class ReachAvoidPlannerLayer(InterveningLayer):
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
         self._bound, self._looked = True, False
-        models = {name: bundle[name] for name in self._used if name in bundle}
+        self._use(bundle)
+
+    def _use(self, bundle: Mapping[str, Any]) -> None:
+        """
+        :param bundle: the models that there are, by name
+        """
+        self.needed = foreseeing(self.dynamics, bundle)
+        models = {name: bundle[name] for name in (*self.needed, "viability") if name in bundle}
         if models.keys() != self._models.keys() or any(models[name] is not self._models[name] for name in models):
             self._models, self._planner = models, None
+
+    @property
+    def wiring_error(self) -> RuntimeError | None:
+        try:
+            self._find_models()
+        except PlannerError as error:
+            return error
+        return None
+
+    @property
+    def _missing(self) -> list[str]:
+        return [name for name in self.needed if name not in self._models]
 
     def _find_models(self) -> None:
         """
@@ -123,20 +144,23 @@ class ReachAvoidPlannerLayer(InterveningLayer):
         :raises PlannerError: if there are callbacks, or a loaded policy, but no models to plan with; or if a loaded one
             is of another environment
         """
+        if self._looked or (self._bound and not self._missing):
+            return
         loaded = last_loaded()
         pending = {} if loaded is None else loaded.pending
+        names = [name for name in (*foreseeing(self.dynamics, {}), "viability") if name in pending]
         try:
-            found = {name: rebuild(pending[name], self.spec, KINDS[name]) for name in self._used if name in pending}
+            found = {name: rebuild(pending[name], self.spec, KINDS[name]) for name in names}
         except ValueError as error:
             raise PlannerError(f"ReachAvoidPlanner cannot use a model that was loaded: {error}") from error
-        self._models = found | self._models
-        missing = [name for name in self.needed if name not in self._models]
+        self._use(found | self._models)
+        missing = self._missing
         if missing and (self._bound or found):
-            callbacks = ", ".join(f"persist_sb3.callbacks.{CALLBACKS[name]}" for name in missing)
             raise PlannerError(
-                f"ReachAvoidPlanner has no {', '.join(map(repr, missing))}: train with {callbacks}, or give it known "
-                "dynamics"
+                f"ReachAvoidPlanner(dynamics=None) has no part {', '.join(map(repr, missing))}: train with "
+                f"{trainers(missing)}, or give it known dynamics"
             )
+        self._looked = True
         if missing:
             warnings.warn(
                 "ReachAvoidPlanner has no models, and lets every action pass: train with "
@@ -148,13 +172,9 @@ class ReachAvoidPlannerLayer(InterveningLayer):
     @property
     def planner(self) -> Planner | None:
         """Who plans now; None while there are no models, or they are not trained enough."""
-        if not self._looked and (not self._bound or any(name not in self._models for name in self.needed)):
-            self._find_models()
-        self._looked = True
-        if any(name not in self._models for name in self.needed):
-            return None
-        if self._planner is None and trained(self._models.values(), self.min_updates):
-            self._planner = self.planning.planner(self.spec, self._models, self._streams, self.dynamics)
+        self._find_models()
+        if self._planner is None and not self._missing and trained(self._models.values(), self.min_updates):
+            self._planner = self.planning.planner(self.spec, self._models, self._streams, self.dynamics, self._belief)
         return self._planner
 
     @property
@@ -166,7 +186,7 @@ class ReachAvoidPlannerLayer(InterveningLayer):
         """
         planner = self.planner
         if self._plan is None and planner is not None:
-            self._plan = planner.plan(self.spec.encode(self._observation, self._x), self.everyone)
+            self._plan = planner.plan(self._encoded(), self.everyone)
             failed = np.flatnonzero(~np.isfinite(self._plan.margin))
             if len(failed):
                 raise PlannerError(
@@ -200,21 +220,21 @@ class ReachAvoidPlannerLayer(InterveningLayer):
         return reward
 
 
-class ReachAvoidPlanner(LayerWrapper):
+class ReachAvoidPlanner(InterveningOwner, LayerWrapper):
     """:class:`ReachAvoidPlannerLayer` around a ``gymnasium.Env``."""
 
     layer_type = ReachAvoidPlannerLayer
     layer: ReachAvoidPlannerLayer
 
 
-class VecReachAvoidPlanner(VecLayerWrapper):
+class VecReachAvoidPlanner(InterveningOwner, VecLayerWrapper):
     """:class:`ReachAvoidPlannerLayer` around SB3's ``VecEnv``."""
 
     layer_type = ReachAvoidPlannerLayer
     layer: ReachAvoidPlannerLayer
 
 
-class VectorReachAvoidPlanner(VectorLayerWrapper):
+class VectorReachAvoidPlanner(InterveningOwner, VectorLayerWrapper):
     """:class:`ReachAvoidPlannerLayer` around a ``gymnasium.vector.VectorEnv``."""
 
     layer_type = ReachAvoidPlannerLayer
