@@ -53,7 +53,7 @@ def format_path(path: Path) -> str:
     return "".join(f"[{part!r}]" for part in path)
 
 
-def told_bonuses(infos: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
+def told_bonuses(infos: Sequence[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
     """
     :param infos: of one step, one an environment
     :return: what each bonus layer paid, ``(n,)`` each, by name; empty where there are not several

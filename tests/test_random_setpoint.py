@@ -219,7 +219,7 @@ def test_weights_are_drawn_shown_and_rewarded_by(form: Any) -> None:
         drawn.append((mu, weight))
         x, done = info["internal"], False
         while not done:
-            np.testing.assert_array_equal(observation[-2:], np.float32([mu, weight]))
+            np.testing.assert_array_equal(observation[-2:], np.array([mu, weight], dtype=np.float32))
             observation, _, terminated, truncated, info = env.step(1)
             assert info["setpoint"].tolist() == [mu, 0.5] and info["setpoint_weights"].tolist() == [weight, 2.0]
             before, x = x, info["internal"]
@@ -239,7 +239,7 @@ def test_weights_can_be_chosen_and_are_as_declared_in_evaluation() -> None:
     env.set_setpoint({"w/battery": 3.0})
     seen, info = env.reset(seed=0)
     assert info["setpoint"].tolist() == [0.7, 0.5] and info["setpoint_weights"].tolist() == [3.0, 2.0]
-    np.testing.assert_array_equal(seen["setpoint"], np.float32([0.7, 3.0]))
+    np.testing.assert_array_equal(seen["setpoint"], np.array([0.7, 3.0], dtype=np.float32))
     with pytest.raises(ValueError, match="w/battery' is 5"):
         env.set_setpoint({"w/battery": 5.0})
     env.set_setpoint(None)

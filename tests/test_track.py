@@ -175,8 +175,8 @@ def test_tensorboard_and_wandb_get_the_curve_of_each_bonus(run: FakeRun, tmp_pat
         VecSMiRLBonus(VecInternalState(walkers, dims=["battery", "heat"], constraints=["battery >= 0.2"]))
     )
     rnd = RNDCallback(net_arch=[8], features=4, learning_starts=32)
-    callbacks = [MetricsCallback(), rnd, TensorBoardCallback(plot_freq=128), TrackCallback(video_freq=0)]
-    learn(venv, callbacks, steps=384, tensorboard_log=str(tmp_path))
+    shown = [TensorBoardCallback(plot_freq=128), TrackCallback(video_freq=0)]
+    learn(venv, [MetricsCallback(), rnd, *shown], steps=384, tensorboard_log=str(tmp_path))
     (folder,) = tmp_path.iterdir()
     events = EventAccumulator(str(folder), size_guidance={"images": 0})
     events.Reload()
