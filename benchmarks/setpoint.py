@@ -10,8 +10,9 @@ setpoint that it then names; *searching* are its trials. The baselines live thro
 
 - *same agent*: at one setpoint all year;
 - *trained at*: PPO that has never had another setpoint, and was trained in all seasons;
-- *recurrent*: recurrent PPO with the declared setpoint, trained in all seasons, which may find out in a life which it
-  is in (Duan et al., "RL^2", 2016; its memory ends with the life);
+- *recurrent*: recurrent PPO with the declared setpoint, trained in all seasons. Its memory is reset at the beginning of
+  each life, in training and in evaluation: it may find out within a life which season it is in, and takes nothing over
+  into the next. (In RL^2, Duan et al., 2016, the memory survives the end of an episode within a trial of several.)
 - *rule*: nothing learned; whoever is below the setpoint walks to the nearest food by its scent, and else stays.
 
 What is there already is not trained or played again, so the benchmark can be interrupted::
@@ -97,7 +98,7 @@ class Agent(NamedTuple):
 
 def train(kind: type[BaseAlgorithm], setpoint: float | None, seed: int, timesteps: int, path: Path) -> Agent:
     """
-    :param kind: PPO or recurrent PPO
+    :param kind: PPO, or recurrent PPO, whose memory is reset at the beginning of each life
     :param setpoint: of energy, in all seasons; None: drawn for each life, without weather
     :param seed: of everything
     :param timesteps: of the training

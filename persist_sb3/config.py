@@ -112,6 +112,7 @@ class InternalStateSection(_Section):
         Kalman filter on learned dynamics; see :class:`~persist_sb3.wrappers.BeliefState`
     :param mu_ranges: variables whose setpoint is drawn anew for every episode, and shown to the agent, with the least
         and greatest. Default: all stay at ``mu``
+    :param w_ranges: the same of weights. Default: all stay at ``w``
     """
 
     dims: tuple[str, ...] = ("energy", "temp", "integrity")
@@ -124,6 +125,7 @@ class InternalStateSection(_Section):
     hidden: tuple[str, ...] = ()
     belief: Literal["gru", "ekf"] | None = None
     mu_ranges: dict[str, tuple[float, float]] = {}
+    w_ranges: dict[str, tuple[float, float]] = {}
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "InternalStateSection":
@@ -419,9 +421,11 @@ class PersistConfig(_Section):
         }
         layers = [] if self.env.memory is None else [("SpatialMemory", self.env.memory.model_dump())]
         layers.append(("InternalState", internal))
-        if state.mu_ranges:
-            ranges = {name: list(bounds) for name, bounds in state.mu_ranges.items()}
-            layers.append(("RandomSetpoint", {"ranges": ranges}))
+        if state.mu_ranges or state.w_ranges:
+            mu, w = ({n: list(bounds) for n, bounds in ranges.items()} for ranges in (state.mu_ranges, state.w_ranges))
+            # What draws weights declares them, too.
+            declared = homeostat.pop("w") if w else None
+            layers.append(("RandomSetpoint", {"ranges": mu, "w_ranges": w or None, "w": declared}))
         if rewards.lambda_homeo > 0.0:
             layers.append(("HomeostatReward", homeostat))
         layers += state.observing_layers

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from persist_sb3.infos import ListInfos
+from persist_sb3.infos import ListInfos, told_bonuses
 from persist_sb3.metrics import EpisodeRecord, EpisodeTracker
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers.adapters import lookup
@@ -101,12 +101,14 @@ def evaluate(
             reward = normalizer.get_original_reward()
         reported = ListInfos(infos)
         internal = reported.column(("internal",), everyone)
+        bonuses = told_bonuses(infos)
         if tracker is None:
             names = tuple(infos[0].get("reward_terms", ()))
             tracker = EpisodeTracker(
                 viability,
                 num_envs,
                 names,
+                bonuses=tuple(bonuses),
                 near=near,
                 core=core,
                 horizon=recovery_horizon,
@@ -116,7 +118,7 @@ def evaluate(
         history.append(np.column_stack([internal, reward, *terms.values()]))
         truncated = starts & np.array([info.get("TimeLimit.truncated", False) for info in infos])
         intervened = reported.column(("intervened",), everyone) > 0.0 if tracker.shielded else None
-        for record in tracker.step(internal, reward, terms, starts, truncated, intervened):
+        for record in tracker.step(internal, reward, terms, starts, truncated, intervened, bonuses):
             slot = record.env
             if counts[slot] < quota[slot]:
                 finished[slot].append(_episode(record, history[began[slot] :], viability, tracker.terms))

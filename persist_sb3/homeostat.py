@@ -85,45 +85,54 @@ class Homeostat:
         # What a step adds that is survived, and one that is not.
         self._ends = np.array([alive_bonus, -death_penalty])
 
-    def deviation(self, x: Vector, mu: Vector | None = None) -> Vector:
+    def deviation(self, x: Vector, mu: Vector | None = None, w: Vector | None = None) -> Vector:
         """
         :param x: internal states, ``(n, d)``
         :param mu: setpoints of their own, ``(n, d)``. Default: the homeostat's
+        :param w: weights of their own, ``(n, d)``. Default: the homeostat's
         :return: ``sum_j w_j (x_j - mu_j)^2``, ``(n,)``
         :raises ValueError: if the last axis of ``x`` is not ``d`` long
         """
         distance = self._distance(x, mu)
-        deviation: Vector = np.vecdot(distance * distance, self.w)
+        deviation: Vector = np.vecdot(distance * distance, self.w if w is None else w)
         return deviation
 
-    def drive(self, x: Vector, mu: Vector | None = None) -> Vector:
+    def drive(self, x: Vector, mu: Vector | None = None, w: Vector | None = None) -> Vector:
         """
         :param x: internal states, ``(n, d)``
         :param mu: setpoints of their own, ``(n, d)``. Default: the homeostat's
+        :param w: weights of their own, ``(n, d)``. Default: the homeostat's
         :return: ``(sum_j w_j |x_j - mu_j|^n)^(1/m)``, ``(n,)``
         :raises ValueError: if the last axis of ``x`` is not ``d`` long
         """
-        return self._drive(self._distance(x, mu))
+        return self._drive(self._distance(x, mu), w)
 
     def _distance(self, x: Vector, mu: Vector | None = None) -> Vector:
         if x.shape[-1] != len(self.mu):
             raise ValueError(f"x has shape {x.shape}; its last axis must hold {len(self.mu)} internal variables")
         return x - (self.mu if mu is None else mu)
 
-    def _drive(self, distance: Vector) -> Vector:
-        need: Vector = np.vecdot(distance * distance if self.n == 2 else np.abs(distance) ** self.n, self.w)
+    def _drive(self, distance: Vector, w: Vector | None = None) -> Vector:
+        powers = distance * distance if self.n == 2 else np.abs(distance) ** self.n
+        need: Vector = np.vecdot(powers, self.w if w is None else w)
         return np.sqrt(need) if self.m == 2 else need ** (1 / self.m)
 
-    def reward(self, x: Vector, x_next: Vector, dead: NDArray[np.bool_], mu: Vector | None = None) -> Vector:
+    def reward(
+        self, x: Vector, x_next: Vector, dead: NDArray[np.bool_], mu: Vector | None = None, w: Vector | None = None
+    ) -> Vector:
         """
         :param x: internal states before the step, ``(n, d)``
         :param x_next: after it, ``(n, d)``
         :param dead: whether the step left the viability set, ``(n,)``
         :param mu: setpoints of their own, ``(n, d)``. Default: the homeostat's
+        :param w: weights of their own, ``(n, d)``. Default: the homeostat's
         :return: the form's term, plus ``alive_bonus`` or minus ``death_penalty``, ``(n,)``
         :raises ValueError: if the last axis of an ``x`` is not ``d`` long
         """
-        term = -self.deviation(x_next, mu) if self.form == "deviation" else self.drive(x, mu) - self.drive(x_next, mu)
+        if self.form == "deviation":
+            term = -self.deviation(x_next, mu, w)
+        else:
+            term = self.drive(x, mu, w) - self.drive(x_next, mu, w)
         term += self._ends.take(dead)
         return term
 

@@ -53,6 +53,19 @@ def format_path(path: Path) -> str:
     return "".join(f"[{part!r}]" for part in path)
 
 
+def told_bonuses(infos: Sequence[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
+    """
+    :param infos: of one step, one an environment
+    :return: what each bonus layer paid, ``(n,)`` each, by name; empty where there are not several
+    :raises MissingInfoError: if one environment lacks a layer that environment 0 has
+    """
+    names = infos[0].get("bonuses", ())
+    if len(names) < 2:
+        return {}
+    told, everyone = ListInfos(infos), np.arange(len(infos))
+    return {name: told.column(("bonuses", name), everyone) for name in names}
+
+
 class Infos(ABC):
     """The infos of one step (or reset) of ``n`` environments, read and written by column."""
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from statistics import NormalDist
 
 import numpy as np
@@ -146,6 +147,20 @@ def intrinsic_share(terms: Mapping[str, float]) -> float | None:
     return abs(terms["intrinsic"]) / total if "intrinsic" in terms and total > 0.0 else None
 
 
+def bonus_shares(terms: Mapping[str, float], bonuses: Mapping[str, float]) -> dict[str, float]:
+    """
+    The same of each bonus, where the term ``intrinsic`` consists of several.
+
+    :param terms: mean or sum of each reward term
+    :param bonuses: the same of each bonus
+    :return: size of each bonus over the sum of the sizes of all bonuses and all other terms, in ``[0, 1]``; empty if
+        nothing was paid
+    """
+    parts = {**{name: value for name, value in terms.items() if name != "intrinsic"}, **bonuses}
+    total = sum(abs(value) for value in parts.values())
+    return {name: abs(value) / total for name, value in bonuses.items()} if total > 0.0 else {}
+
+
 @dataclass
 class EpisodeRecord:
     """
@@ -164,6 +179,7 @@ class EpisodeRecord:
     :param task_return: sum of the reward term ``task``, or of the reward where terms are not told apart
     :param shaped_return: sum of the reward that the learner got
     :param reward_terms: sum of each term of it
+    :param bonuses: sum of each bonus in the term ``intrinsic``; empty where there are not several
     :param env: index of the environment
     :param timestep: how many steps all environments together had made when it ended
     :param interventions: steps at which a shield changed the action; None without a shield
@@ -183,6 +199,7 @@ class EpisodeRecord:
     task_return: float
     shaped_return: float
     reward_terms: dict[str, float] = field(default_factory=dict)
+    bonuses: dict[str, float] = field(default_factory=dict)
     env: int = 0
     timestep: int = 0
     interventions: int | None = None
@@ -213,8 +230,8 @@ class EpisodeRecord:
         """
         values = json.loads(line)
         try:
-            # Lines from before there were shields and curricula do not say.
-            values = {"interventions": None, "stage": None, **values}
+            # Lines from before these were told do not say.
+            values = {"interventions": None, "stage": None, "bonuses": {}, **values}
             return cls(**{name.name: values[name.name] for name in fields(cls)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an episode record ({error!r} is missing or wrong): {line!r}") from error
@@ -262,6 +279,7 @@ class StepSummary:
     :param min_margin: smallest scaled margin among them
     :param satisfaction: share at which every constraint that mentions a variable holds, by variable
     :param reward_terms: mean of each reward term
+    :param bonuses: mean of each bonus in the term ``intrinsic``; empty where there are not several
     :param intervention_rate: share at which a shield changed the action; None without a shield
     """
 
@@ -270,6 +288,7 @@ class StepSummary:
     min_margin: float
     satisfaction: dict[str, float]
     reward_terms: dict[str, float]
+    bonuses: dict[str, float]
     intervention_rate: float | None
 
 
@@ -285,6 +304,8 @@ class EpisodeTracker:
     :param viability: the constraints
     :param num_envs: number of environments, ``n``
     :param terms: names of the reward terms
+    :param bonuses: names of the bonuses that the term ``intrinsic`` consists of, see
+            :func:`~persist_sb3.infos.told_bonuses`
     :param near: see :func:`recovery_outcomes`
     :param core: see :func:`recovery_outcomes`
     :param horizon: see :func:`recovery_outcomes`
@@ -302,6 +323,7 @@ class EpisodeTracker:
         num_envs: int,
         terms: Sequence[str] = (),
         *,
+        bonuses: Sequence[str] = (),
         near: float,
         core: float,
         horizon: int,
@@ -312,6 +334,7 @@ class EpisodeTracker:
         self.viability = viability
         self.num_envs = num_envs
         self.terms = tuple(terms)
+        self.bonuses = tuple(bonuses)
         self.prompt = prompt
         self.shielded = shielded
         #: Steps (of all environments at once) since the beginning.
@@ -323,8 +346,8 @@ class EpisodeTracker:
         # The chunk: steps in front, where they are quickly put.
         self._filled = 0
         self._internal = np.empty((self.CHUNK, num_envs, len(viability.dims)))
-        # The reward, its terms, and interventions, which are summed like them.
-        columns = 1 + len(self.terms) + shielded
+        # The reward, its terms, and bonuses and interventions, which are summed like them.
+        columns = 1 + len(self.terms) + len(self.bonuses) + shielded
         self._rewards = np.empty((self.CHUNK, columns, num_envs))
         self._ends = np.empty((self.CHUNK, 2, num_envs), dtype=bool)
 
@@ -347,6 +370,7 @@ class EpisodeTracker:
         done: Bools,
         truncated: Bools,
         intervened: Bools | None = None,
+        bonuses: Mapping[str, Floats] | None = None,
     ) -> list[EpisodeRecord]:
         """
         :param internal: internal variables after the step, ``(n, d)``
@@ -355,12 +379,13 @@ class EpisodeTracker:
         :param done: where an episode ended, ``(n,)``
         :param truncated: where it was cut off, ``(n,)``
         :param intervened: where a shield changed the action, ``(n,)``; None without one
+        :param bonuses: what the layers paid, ``(n,)`` each; None if there are not several
         :return: episodes that ended and were not handed out yet, by time and environment
         """
         self._internal[self._filled] = internal
         rewards = self._rewards[self._filled]
         rewards[0] = reward
-        for row, values in enumerate(terms.values(), start=1):
+        for row, values in enumerate(chain(terms.values(), (bonuses or {}).values()), start=1):
             rewards[row] = values
         if self.shielded:
             rewards[-1] = intervened
@@ -393,17 +418,30 @@ class EpisodeTracker:
         self._digest()
         dims = np.array(self.viability.dims)[self._mentioned].tolist()
         held = 1.0 - self._sum_broken[self._mentioned] / self._sum_steps
-        means = (self._sum_rewards[1:] / self._sum_steps).tolist()
+        terms, bonuses, rest = self._split((self._sum_rewards[1:] / self._sum_steps).tolist())
         summary = StepSummary(
             steps=self._sum_steps,
             violations=self._violations - self._violations_before,
             min_margin=self._sum_lowest,
             satisfaction=dict(zip(dims, held.tolist(), strict=True)),
-            reward_terms=dict(zip(self.terms, means[: len(self.terms)], strict=True)),
-            intervention_rate=means[-1] if self.shielded else None,
+            reward_terms=terms,
+            bonuses=bonuses,
+            intervention_rate=rest[0] if self.shielded else None,
         )
         self._begin_summary()
         return summary
+
+    def _split(self, columns: Sequence[float]) -> tuple[dict[str, float], dict[str, float], Sequence[float]]:
+        """
+        :param columns: of the table of rewards, after the reward itself
+        :return: reward terms and bonuses by name, and what follows them
+        """
+        terms, bonuses = len(self.terms), len(self.terms) + len(self.bonuses)
+        return (
+            dict(zip(self.terms, columns[:terms], strict=True)),
+            dict(zip(self.bonuses, columns[terms:bonuses], strict=True)),
+            columns[bonuses:],
+        )
 
     def _begin_summary(self) -> None:
         self._violations_before = self._violations
@@ -524,8 +562,7 @@ class EpisodeTracker:
         length, violations, violated_at, violated, near, recovered = map(int, totals[:_SINGLE])
         names = [constraint.text for constraint in self.viability.constraints]
         broken, (shaped_return, *returns) = totals[_SINGLE : _SINGLE + len(names)], totals[_SINGLE + len(names) :]
-        interventions = int(returns.pop()) if self.shielded else None
-        reward_terms = dict(zip(self.terms, returns, strict=True))
+        reward_terms, bonuses, rest = self._split(returns)
         return EpisodeRecord(
             length=length,
             terminated=not truncated,
@@ -540,7 +577,8 @@ class EpisodeTracker:
             task_return=reward_terms.get("task", shaped_return),
             shaped_return=shaped_return,
             reward_terms=reward_terms,
+            bonuses=bonuses,
             env=env,
             timestep=timestep,
-            interventions=interventions,
+            interventions=int(rest[0]) if self.shielded else None,
         )

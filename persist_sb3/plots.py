@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.evaluation import Episode
 from persist_sb3.metrics import EpisodeRecord, survival_curve
-from persist_sb3.summary import intrinsic_by_time_alive, mean_interval
+from persist_sb3.summary import bonus_names, intrinsic_by_time_alive, mean_interval
 from persist_sb3.viability import ViabilitySet
 
 Floats = NDArray[np.float64]
@@ -63,6 +63,16 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
     :return: one colour a run
     """
     return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """
+    :param figure: the figure
+    :return: it, drawn, ``(height, width, 3)``
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -237,8 +247,8 @@ def training(runs: Mapping[str, Sequence[EpisodeRecord]]) -> Figure:
 @styled
 def rewards(trained: Mapping[str, Sequence[EpisodeRecord]], evaluated: Mapping[str, Sequence[EpisodeRecord]]) -> Figure:
     """
-    The reward terms: a row a term. On the left their mean per step while training, in a moving window; on the right
-    their sum in an evaluation episode, with the 95 % interval of its mean.
+    The reward terms, and the bonuses where there are several: a row each. On the left their mean per step while
+    training, in a moving window; on the right their sum in an evaluation episode, with the 95 % interval of its mean.
 
     :param trained: training episodes by label
     :param evaluated: evaluation episodes by label
@@ -263,28 +273,32 @@ def intrinsic(runs: Mapping[str, Sequence[EpisodeRecord]], groups: int = 10) -> 
     """
     The intrinsic reward per step against the time alive: whether those who live long are those who are paid for it. The
     training episodes are put in groups by the time that they lasted without a violation; drawn is each group's mean,
-    with the 95 % interval of that.
+    with the 95 % interval of that. Below, the same of each bonus of the runs that tell several apart.
 
     :param runs: training episodes by label, each with the reward term ``intrinsic``
     :param groups: most groups of a run, of about equally many episodes
     :return: the figure
     """
-    figure = _figure(6.4, 3.7)
-    axes = figure.add_subplot()
-    ends = {}
-    for label, colour in colours(list(runs)).items():
-        points = intrinsic_by_time_alive(runs[label], groups)
-        at, mean = [point["time_alive"] for point in points], np.array([point["mean"] for point in points])
-        # A group of one has no interval.
-        error = np.nan_to_num([[point["mean"] - point["low"], point["high"] - point["mean"]] for point in points])
-        style: dict[str, Any] = {"fmt": "o-", "color": colour, "capsize": 3, "markersize": 4, "label": label}
-        axes.errorbar(at, mean, error.T, **style)
-        ends[label] = (float(mean[-1]), label)
-    axes.set_title("intrinsic reward: training")
-    axes.set_ylabel("per step")
-    axes.set_xlabel("time alive (steps)")
-    axes.set_xlim(left=0)
-    _direct_labels(axes, ends, colours(list(runs)))
+    bonuses = dict.fromkeys(name for episodes in runs.values() for name in bonus_names(episodes))
+    figure = _figure(6.4, 1.0 + 2.7 * (1 + len(bonuses)))
+    column = figure.subplots(1 + len(bonuses), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, bonus in zip(column, (None, *bonuses), strict=True):
+        ends = {}
+        for label, colour in colours(list(runs)).items():
+            if bonus is not None and bonus not in bonus_names(runs[label]):
+                continue
+            points = intrinsic_by_time_alive(runs[label], bonus, groups)
+            at, mean = [point["time_alive"] for point in points], np.array([point["mean"] for point in points])
+            # A group of one has no interval.
+            error = np.nan_to_num([[point["mean"] - point["low"], point["high"] - point["mean"]] for point in points])
+            style: dict[str, Any] = {"fmt": "o-", "color": colour, "capsize": 3, "markersize": 4, "label": label}
+            axes.errorbar(at, mean, error.T, **style)
+            ends[label] = (float(mean[-1]), label)
+        axes.set_title(f"{'intrinsic reward' if bonus is None else bonus}: training")
+        axes.set_ylabel("per step")
+        _direct_labels(axes, ends, colours(list(runs)))
+    column[-1].set_xlabel("time alive (steps)")
+    column[-1].set_xlim(left=0)
     return figure
 
 
@@ -338,7 +352,8 @@ def _term_in_evaluation(
 
 
 def _terms(episode: EpisodeRecord) -> dict[str, float]:
-    return {"task": episode.task_return, **episode.reward_terms}
+    bonuses = {f"bonus {name}": paid for name, paid in episode.bonuses.items()}
+    return {"task": episode.task_return, **episode.reward_terms, **bonuses}
 
 
 class _Window:

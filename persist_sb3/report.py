@@ -21,7 +21,7 @@ from persist_sb3.metrics import EpisodeRecord, survival_curve
 from persist_sb3.packages import import_packages
 from persist_sb3.progress import bar, waiting
 from persist_sb3.runs import Run, RunError
-from persist_sb3.summary import common_horizon, evaluation_figures, training_figures, without_nan
+from persist_sb3.summary import common_horizon, evaluation_figures, training_figures, with_intrinsic, without_nan
 from persist_sb3.viability import ViabilitySet
 
 EXAMPLES = """
@@ -268,7 +268,7 @@ def _figures(subjects: Sequence[Subject]) -> dict[str, Figure]:
         figures["training.png"] = plots.training(trained)
     if trained or evaluated:
         figures["rewards.png"] = plots.rewards(trained, records)
-    paid = {label: [e for e in episodes if "intrinsic" in e.reward_terms] for label, episodes in trained.items()}
+    paid = {label: with_intrinsic(episodes) for label, episodes in trained.items()}
     if any(paid.values()):
         figures["intrinsic.png"] = plots.intrinsic({label: episodes for label, episodes in paid.items() if episodes})
     return figures

@@ -1,6 +1,6 @@
-"""Looks for the setpoint with which agents live longest."""
+"""Looks for the setpoint, and the weights of the deviations from it, with which agents live longest."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,13 +18,23 @@ Setpoint = dict[str, float]
 ELITE = 0.25
 
 
+def setpoint_names(variables: Sequence[str], weights: bool) -> tuple[str, ...]:
+    """
+    :param variables: the internal variables, ``d`` of them
+    :param weights: whether their weights are drawn, too
+    :return: what a setpoint consists of: the variables, and then ``w/<variable>`` for the weight of each, ``(d,)`` or
+        ``(2 d,)``
+    """
+    return (*variables, *(f"w/{name}" for name in variables)) if weights else tuple(variables)
+
+
 class SetpointSearch:
     """
     Bayesian optimisation of a noisy figure over setpoints, by Optuna's multivariate tree-structured Parzen estimator
     (Bergstra, Bardenet, Bengio & Kégl, "Algorithms for hyper-parameter optimization", NeurIPS 2011). It forgets all but
     the last ``window`` trials, so that it follows where the world changes.
 
-    :param ranges: least and greatest setpoint, by name of the variable
+    :param ranges: least and greatest value of what is looked for, by name (:func:`setpoint_names`)
     :param window: trials remembered
     :param startup: trials drawn uniformly before the estimator is asked
     :param seed: of the draws
@@ -112,7 +122,7 @@ class SetpointInForce(torch.nn.Module):
     """
     What the search says, in shared memory: ``RandomSetpoint`` reads it when an episode begins.
 
-    :param names: of the internal variables, ``d`` of them
+    :param names: what a setpoint consists of, ``k`` entries (:func:`setpoint_names`)
     :param share: of the training episodes that try the candidate
     """
 
@@ -123,14 +133,14 @@ class SetpointInForce(torch.nn.Module):
         super().__init__()
         self.names = names
         self.share = share
-        #: Tried now, ``(d,)``.
+        #: Tried now, ``(k,)``.
         self.register_buffer("candidate", torch.full((len(names),), torch.nan, dtype=torch.float64))
-        #: The best so far, ``(d,)``; NaN before there is one.
+        #: The best so far, ``(k,)``; NaN before there is one.
         self.register_buffer("chosen", torch.full((len(names),), torch.nan, dtype=torch.float64))
 
     def known(self) -> NDArray[np.float64] | None:
         """
-        :return: the best so far, ``(d,)``, if there is one
+        :return: the best so far, ``(k,)``, if there is one
         """
         chosen = self.chosen.numpy()
         return None if np.isnan(chosen).any() else chosen.copy()

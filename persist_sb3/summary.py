@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from persist_sb3.metrics import EpisodeRecord, SurvivalCurve, intrinsic_share, survival_curve
+from persist_sb3.metrics import EpisodeRecord, SurvivalCurve, bonus_shares, intrinsic_share, survival_curve
 
 
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
@@ -86,49 +86,73 @@ def intervention_rate(episodes: Sequence[EpisodeRecord]) -> float | None:
     return sum(counts) / sum(episode.length for episode in episodes) if len(counts) == len(episodes) else None
 
 
-def intrinsic_by_time_alive(episodes: Sequence[EpisodeRecord], groups: int = 10) -> list[dict[str, float]]:
+def with_intrinsic(episodes: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
+    """
+    :param episodes: any number
+    :return: those with the reward term ``intrinsic``
+    """
+    return [episode for episode in episodes if "intrinsic" in episode.reward_terms]
+
+
+def bonus_names(episodes: Sequence[EpisodeRecord]) -> list[str]:
+    """
+    :param episodes: any number
+    :return: names of the bonuses that all of them tell apart; none where the intrinsic reward is a single one
+    """
+    first = episodes[0].bonuses if episodes else ()
+    return [name for name in first if all(name in episode.bonuses for episode in episodes)]
+
+
+def intrinsic_by_time_alive(
+    episodes: Sequence[EpisodeRecord], bonus: str | None = None, groups: int = 10
+) -> list[dict[str, float]]:
     """
     The curve of the intrinsic reward against survival: whether those who live long are those who are paid for it.
 
     :param episodes: at least one, each with the reward term ``intrinsic``
+    :param bonus: of this one alone, one of :func:`bonus_names`. Default: of all bonuses together
     :param groups: most groups that they are put in by the time that they lasted without a violation, of about equally
         many episodes; episodes of one length stay together
     :return: of each group ``time_alive``, the mean of its times, and of the intrinsic reward per step what
         :func:`mean_interval` says
     """
-    time, paid = _time_and_intrinsic(episodes)
+    time, paid = _time_and_intrinsic(episodes, bonus)
     # By their middle rank: those of the horizon may be most of all.
     group = np.floor(groups * (rankdata(time) - 0.5) / len(time))
     members = [group == number for number in np.unique(group)]
     return [{"time_alive": float(time[rows].mean()), **mean_interval(paid[rows])} for rows in members]
 
 
-def intrinsic_correlation(episodes: Sequence[EpisodeRecord]) -> float | None:
+def intrinsic_correlation(episodes: Sequence[EpisodeRecord], bonus: str | None = None) -> float | None:
     """
     The same in one number.
 
     :param episodes: any number
+    :param bonus: of this one alone, one of :func:`bonus_names`. Default: of all bonuses together
     :return: Spearman's correlation between the time that an episode lasted without a violation and its intrinsic reward
         per step; None if there is none, or one of the two is the same in all episodes
     """
     if not episodes or any("intrinsic" not in episode.reward_terms for episode in episodes):
         return None
-    time, paid = _time_and_intrinsic(episodes)
+    time, paid = _time_and_intrinsic(episodes, bonus)
     if np.ptp(time) == 0.0 or np.ptp(paid) == 0.0:
         return None
     return float(np.corrcoef(rankdata(time), rankdata(paid))[0, 1])
 
 
-def _time_and_intrinsic(episodes: Sequence[EpisodeRecord]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _time_and_intrinsic(
+    episodes: Sequence[EpisodeRecord], bonus: str | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     time = np.array([episode.duration for episode in episodes], dtype=np.float64)
-    return time, np.array([episode.reward_terms["intrinsic"] / episode.length for episode in episodes])
+    sums = [episode.reward_terms["intrinsic"] if bonus is None else episode.bonuses[bonus] for episode in episodes]
+    return time, np.array(sums) / [episode.length for episode in episodes]
 
 
 def evaluation_figures(episodes: Sequence[EpisodeRecord], horizon: float) -> dict[str, Any]:
     """
     :param episodes: of an evaluation, at least one
     :param horizon: of the restricted mean, see :func:`common_horizon`
-    :return: the figures; intervals are of 95 %, reward terms and returns are per episode
+    :return: the figures; intervals are of 95 %, reward terms, bonuses and returns are per episode
     """
     survived = sum(episode.survived for episode in episodes)
     low, high = wilson_interval(survived, len(episodes))
@@ -158,6 +182,9 @@ def evaluation_figures(episodes: Sequence[EpisodeRecord], horizon: float) -> dic
             name: mean_interval([episode.reward_terms[name] for episode in episodes])
             for name in episodes[0].reward_terms
         },
+        "bonuses": {
+            name: mean_interval([episode.bonuses[name] for episode in episodes]) for name in bonus_names(episodes)
+        },
     }
 
 
@@ -167,7 +194,7 @@ def training_figures(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
     :return: the figures
     """
     end = max(episode.timestep for episode in episodes)
-    paid = [episode for episode in episodes if "intrinsic" in episode.reward_terms]
+    paid = with_intrinsic(episodes)
     last = [episode for episode in episodes if episode.timestep > 0.9 * end]
     return {
         "timesteps": end,
@@ -180,6 +207,26 @@ def training_figures(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
         "intrinsic_share": intrinsic_share(_sums(episodes)),
         "intrinsic_correlation": intrinsic_correlation(paid),
         "intrinsic_by_time_alive": intrinsic_by_time_alive(paid) if paid else None,
+        "bonuses": _bonuses(paid),
+    }
+
+
+def _bonuses(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """
+    :param episodes: with the reward term ``intrinsic``, any number
+    :return: of each bonus, where there are several, its mean a step, and the figures of the intrinsic reward
+    """
+    names = bonus_names(episodes)
+    sums = {name: sum(episode.bonuses[name] for episode in episodes) for name in names}
+    shares = bonus_shares(_sums(episodes), sums) if names else {}
+    return {
+        name: {
+            "mean": sums[name] / sum(episode.length for episode in episodes),
+            "share": shares.get(name),
+            "correlation": intrinsic_correlation(episodes, name),
+            "by_time_alive": intrinsic_by_time_alive(episodes, name),
+        }
+        for name in names
     }
 
 

@@ -46,6 +46,7 @@ def _evaluation(run: Figures) -> dict[str, str]:
         **_interventions(run),
         "task return": _mean(run["task_return"]),
         **{f"reward term: {term}": _mean(mean) for term, mean in run["reward_terms"].items() if term != "task"},
+        **{f"  bonus: {name}": _mean(mean) for name, mean in run["bonuses"].items()},
     }
 
 
@@ -63,9 +64,19 @@ def _training(run: Figures) -> dict[str, str]:
 
 
 def _intrinsic(run: Figures) -> dict[str, str]:
-    share, correlation = run["intrinsic_share"], run["intrinsic_correlation"]
-    cells = {} if share is None else {"intrinsic share of the reward": _percent(share)}
-    return cells if correlation is None else cells | {"rank correlation with time alive": f"{correlation:+.2f}"}
+    bonuses = {f"  {name}": bonus for name, bonus in run["bonuses"].items()}
+    share, correlation = "intrinsic share of the reward", "rank correlation with time alive"
+    figures = [
+        (share, run["intrinsic_share"], _percent),
+        *((share + name, bonus["share"], _percent) for name, bonus in bonuses.items()),
+        (correlation, run["intrinsic_correlation"], _signed),
+        *((correlation + name, bonus["correlation"], _signed) for name, bonus in bonuses.items()),
+    ]
+    return {name: written(value) for name, value, written in figures if value is not None}
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}"
 
 
 def _interventions(run: Figures) -> dict[str, str]:

@@ -1,8 +1,11 @@
 """Small agents for the toy environments, and what they log."""
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 from gymnasium import spaces
+from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter
@@ -23,6 +26,39 @@ def make_model(env: VecEnv, algorithm: Any = PPO, **more: Any) -> BaseAlgorithm:
         kwargs |= {"learning_starts": 40, "buffer_size": 300, "batch_size": 8, "train_freq": 8, "gradient_steps": 1}
     policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
     model: BaseAlgorithm = algorithm(policy, env, **kwargs | more)
+    return model
+
+
+def train_entry(algo: str, env_id: str, entry: str, folder: Path, steps: int = 128) -> Any:
+    """
+    Train as rl-zoo3 does.
+
+    :param algo: the zoo's name of an algorithm
+    :param env_id: an environment
+    :param entry: its entry in a hyperparameter file
+    :param folder: for files
+    :param steps: of the environments
+    :return: the agent
+    """
+    config = folder / f"{algo}.yml"
+    config.write_text(f"{env_id}:\n{entry}")
+    manager = ExperimentManager(
+        argparse.Namespace(),
+        algo,
+        env_id,
+        str(folder),
+        n_timesteps=steps,
+        eval_freq=-1,
+        config=str(config),
+        log_interval=-1,
+        verbose=0,
+        device="cpu",
+    )
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    model, _ = experiment
+    manager.learn(model)
+    manager.save_trained_model(model)
     return model
 
 

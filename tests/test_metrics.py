@@ -153,6 +153,8 @@ def brute_record(x: np.ndarray, rewards: np.ndarray, truncated: bool, horizon: i
         "task_return": rewards[:, 1].sum(),
         "shaped_return": rewards[:, 0].sum(),
         "reward_terms": {"task": rewards[:, 1].sum(), "homeo": rewards[:, 2].sum()},
+        "bonuses": {"rnd": rewards[:, 3].sum(), "surprise": rewards[:, 4].sum()},
+        "interventions": (rewards[:, 5] > 0.5).sum(),
     }
 
 
@@ -170,19 +172,22 @@ def test_tracker_agrees_with_whole_episodes(
 ) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     x = rng.choice([-0.1, 0.0, 0.05, 0.25, 0.5, 0.9], (steps, num_envs, 3), p=[0.03, 0.07, 0.2, 0.3, 0.2, 0.2])
-    rewards = rng.normal(size=(steps, num_envs, 3))
+    rewards = rng.normal(size=(steps, num_envs, 6))
     done = rng.random((steps, num_envs)) < ends
     truncated = done & (rng.random((steps, num_envs)) < 0.5)
     asked = set(data.draw(st.lists(st.integers(0, steps), max_size=3)))
 
     kwargs: dict[str, Any] = {"near": NEAR, "core": CORE, "horizon": horizon, "prompt": prompt}
+    kwargs |= {"bonuses": ("rnd", "surprise"), "shielded": True}
     tracker = EpisodeTracker(VIABILITY, num_envs, ("task", "homeo"), **kwargs)
     records = []
     violations = 0
     summaries = []
     for t in range(steps):
         terms = {"task": rewards[t, :, 1], "homeo": rewards[t, :, 2]}
-        new = tracker.step(x[t], rewards[t, :, 0], terms, done[t], truncated[t])
+        bonuses = {"rnd": rewards[t, :, 3], "surprise": rewards[t, :, 4]}
+        intervened = rewards[t, :, 5] > 0.5
+        new = tracker.step(x[t], rewards[t, :, 0], terms, done[t], truncated[t], intervened, bonuses)
         assert all(record.timestep == (t + 1) * num_envs for record in new) or not prompt
         records += new
         violations += int((VIABILITY.margins(x[t]).min(axis=1) < 0).sum())
@@ -206,7 +211,8 @@ def test_tracker_agrees_with_whole_episodes(
                 assert actual[key] == value, key
     begin = 0
     for end, summary in summaries:
-        chunk, share = x[begin:end].reshape(-1, 3), rewards[begin:end].reshape(-1, 3).mean(axis=0)
+        chunk, paid = x[begin:end].reshape(-1, 3), rewards[begin:end].reshape(-1, 6)
+        share = paid.mean(axis=0)
         margins = VIABILITY.margins(chunk)
         assert summary.steps == len(chunk)
         assert summary.violations == (margins.min(axis=1) < 0).sum()
@@ -215,6 +221,8 @@ def test_tracker_agrees_with_whole_episodes(
             {"a": np.mean((margins[:, [0, 2]] >= 0).all(axis=1)), "b": np.mean((margins[:, [1, 2]] >= 0).all(axis=1))}
         )
         assert summary.reward_terms == pytest.approx({"task": share[1], "homeo": share[2]})
+        assert summary.bonuses == pytest.approx({"rnd": share[3], "surprise": share[4]})
+        assert summary.intervention_rate == pytest.approx(np.mean(paid[:, 5] > 0.5))
         begin = end
 
 
@@ -250,10 +258,16 @@ def test_duration_ends_at_the_violation() -> None:
 @given(hnp.arrays(np.float64, 3, elements=st.floats(allow_nan=False)))
 def test_json_round_trip(values: np.ndarray) -> None:
     a, b, c = values.tolist()
-    original = record(min_margin=a, task_return=b, reward_terms={"x": c})
+    original = record(min_margin=a, task_return=b, reward_terms={"x": c}, bonuses={"rnd": c})
     assert EpisodeRecord.from_json(original.to_json()) == original
     assert "\n" not in original.to_json()
     assert EpisodeRecord.from_json(json.dumps({**json.loads(original.to_json()), "added_later": 1})) == original
+
+
+def test_lines_of_earlier_versions_are_read() -> None:
+    values = vars(record())
+    old = {key: value for key, value in values.items() if key not in ("bonuses", "interventions", "stage")}
+    assert EpisodeRecord.from_json(json.dumps(old)) == record()
 
 
 def write(path: Path, text: str) -> Path:

@@ -250,6 +250,28 @@ def test_intrinsic_reward_against_time_alive_by_hand() -> None:
     assert ys(drawn) == pytest.approx([0.2, 0.3])
 
 
+def test_each_bonus_has_a_panel_of_the_runs_that_have_it() -> None:
+    both = record(10, timestep=10, intrinsic=3.0)
+    both.bonuses = {"rnd": 5.0, "surprise": -2.0}
+    figure = plots.intrinsic({"one": [record(10, intrinsic=1.0)], "both": [both]})
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        "intrinsic reward: training",
+        "rnd: training",
+        "surprise: training",
+    ]
+    drawn = [[ys(centre(bars))[0] for bars in axes.containers] for axes in figure.axes]
+    assert drawn == [[0.1, 0.3], [0.5], [-0.2]]
+    titles = [axes.get_title("left") for axes in plots.rewards({"both": [both]}, {}).axes]
+    assert titles == [f"{name}: training" for name in ("task", "intrinsic", "bonus rnd", "bonus surprise")]
+
+
+def test_pixels_of_a_figure() -> None:
+    image = plots.pixels(plots.intrinsic({"a": [record(10, intrinsic=1.0)]}))
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    # White paper, and something on it.
+    assert (image[0, 0] == 255).all() and image.min() < 100
+
+
 def test_episodes_of_one_length_are_one_group() -> None:
     figure = plots.intrinsic({"a": [record(50, intrinsic=float(paid)) for paid in range(7)]})
     drawn = figure.axes[0].containers[0][0]

@@ -27,6 +27,7 @@ from persist_sb3.wrappers import (
     VectorInternalState,
     VectorRandomSetpoint,
 )
+from persist_sb3.wrappers.homeostat_reward import HomeostatRewardLayer
 from tests.toys import OBSERVATIONS, Walker
 
 LIMITS: dict[str, Any] = {
@@ -196,6 +197,106 @@ def test_evaluation_keeps_the_declared_setpoint() -> None:
     assert len(set(seen[0])) > 2
 
 
+W_RANGES = {"battery": [0.5, 4.0]}
+
+
+def weighted(observation: str = "box") -> gym.Env[Any, Any]:
+    state = InternalState(Monitor(Walker(observation)), **LIMITS)
+    return RandomSetpoint(state, ranges=RANGES, w_ranges=W_RANGES, w=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("form", ["deviation", "drive_reduction"])
+def test_weights_are_drawn_shown_and_rewarded_by(form: Any) -> None:
+    env = HomeostatReward(weighted(), form=form, death_penalty=1.0, alive_bonus=3.0)
+    assert isinstance(env.observation_space, spaces.Box) and env.observation_space.shape == (6,)
+    np.testing.assert_allclose(
+        (env.observation_space.low[-2:], env.observation_space.high[-2:]), [[0.4, 0.5], [0.9, 4]]
+    )
+    drawn = []
+    observation, info = env.reset(seed=3)
+    for _ in range(40):
+        mu, weight = info["setpoint"][0], info["setpoint_weights"][0]
+        drawn.append((mu, weight))
+        x, done = info["internal"], False
+        while not done:
+            np.testing.assert_array_equal(observation[-2:], np.array([mu, weight], dtype=np.float32))
+            observation, _, terminated, truncated, info = env.step(1)
+            assert info["setpoint"].tolist() == [mu, 0.5] and info["setpoint_weights"].tolist() == [weight, 2.0]
+            before, x = x, info["internal"]
+            costs = [weight * (s[0] - mu) ** 2 + 2.0 * (s[1] - 0.5) ** 2 for s in (before, x)]
+            gain = -costs[1] if form == "deviation" else np.sqrt(costs[0]) - np.sqrt(costs[1])
+            assert info["reward_terms"]["homeo"] == pytest.approx(gain + (-1.0 if info["cost"] else 3.0))
+            done = terminated or truncated
+        observation, info = env.reset()
+    mus, ws = np.array(drawn).T
+    assert 0.5 <= ws.min() < 0.8 and 3.6 < ws.max() <= 4.0
+    assert abs(np.corrcoef(mus, ws)[0, 1]) < 0.4
+
+
+def test_weights_can_be_chosen_and_are_as_declared_in_evaluation() -> None:
+    env = weighted("dict")
+    assert isinstance(env, RandomSetpoint)
+    env.set_setpoint({"w/battery": 3.0})
+    seen, info = env.reset(seed=0)
+    assert info["setpoint"].tolist() == [0.7, 0.5] and info["setpoint_weights"].tolist() == [3.0, 2.0]
+    np.testing.assert_array_equal(seen["setpoint"], np.array([0.7, 3.0], dtype=np.float32))
+    with pytest.raises(ValueError, match="w/battery' is 5"):
+        env.set_setpoint({"w/battery": 5.0})
+    env.set_setpoint(None)
+    env.bind({}, training=False)
+    assert env.reset()[1]["setpoint_weights"].tolist() == [1.0, 2.0]
+    alone = RandomSetpoint(InternalState(Walker(), **LIMITS), ranges={}, w_ranges=W_RANGES)
+    info = HomeostatReward(alone, alive_bonus="auto").reset(seed=0)[1]
+    assert info["setpoint"].tolist() == [0.7, 0.5] and info["setpoint_weights"][1] == 1.0
+
+
+def test_the_three_forms_draw_the_same_weights() -> None:
+    limits = {"ranges": RANGES, "w_ranges": W_RANGES}
+    vec = VecRandomSetpoint(VecInternalState(DummyVecEnv([Walker] * 2), **LIMITS), **limits)
+    vector: Any = VectorRandomSetpoint(VectorInternalState(SyncVectorEnv([Walker] * 2), **LIMITS), **limits)
+    single = [RandomSetpoint(InternalState(Walker(), **LIMITS), **limits) for _ in range(2)]
+    expected = np.stack([env.reset(seed=5 + i)[1]["setpoint_weights"] for i, env in enumerate(single)])
+    vec.seed(5)
+    vec.reset()
+    np.testing.assert_array_equal([info["setpoint_weights"] for info in vec.reset_infos], expected)
+    np.testing.assert_array_equal(vector.reset(seed=5)[1]["setpoint_weights"], expected)
+    assert len(np.unique(expected[:, 0])) == 2
+
+
+@pytest.mark.parametrize("form", ["deviation", "drive_reduction"])
+def test_the_bonus_is_enough_for_every_weight(form: Any) -> None:
+    env = HomeostatReward(weighted(), form=form, alive_bonus="auto")
+    viability, layer = env.get_wrapper_attr("viability"), env.layer
+    assert isinstance(layer, HomeostatRewardLayer)
+    needed = [
+        Homeostat([mu, 0.5], [w, 2.0], form=form).safe_alive_bonus(viability)
+        for mu in np.linspace(0.4, 0.9, 11)
+        for w in np.linspace(0.5, 4.0, 11)
+    ]
+    assert layer.homeostat.alive_bonus == pytest.approx(max(needed))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"w_ranges": {"battery": [-1.0, 2.0]}}, ValueError, "at least 0"),
+        ({"w_ranges": {"battery": [2.0, 1.0]}}, ValueError, "w_ranges.*in this order"),
+        ({"w": [1.0, 1.0]}, ValueError, "give w to HomeostatReward"),
+        ({"w_ranges": {"batery": [0.0, 2.0]}}, RuntimeError, "w_ranges.*battery"),
+        ({"w_ranges": {"battery": [2.0, 4.0]}}, RuntimeError, r"weight of 'battery', 1, lies outside.*\[2, 4\]"),
+        ({"w_ranges": W_RANGES, "w": [1.0]}, RuntimeError, "1 entries for 2 variables"),
+    ],
+)
+def test_weights_that_cannot_be_drawn_are_refused(kwargs: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        RandomSetpoint(InternalState(Walker(), **LIMITS), ranges=RANGES, **kwargs)
+
+
+def test_a_reward_with_weights_of_its_own_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"give w to RandomSetpoint"):
+        HomeostatReward(weighted(), w=[1.0, 1.0])
+
+
 class Tank(gym.Env[Any, Any]):
     """A level that each action moves down, not at all, or up by 0.1; every episode is 20 steps."""
 
@@ -240,3 +341,11 @@ def test_a_configuration_has_ranges() -> None:
     assert [name for name, _ in config.layers()] == ["InternalState", "RandomSetpoint", "HomeostatReward"]
     env = config.make_env()
     assert env.reset(seed=0)[0]["setpoint"].shape == (1,)
+
+
+def test_a_configuration_has_ranges_of_weights() -> None:
+    ranges = {"w": [1.0, 0.5, 1.5], "w_ranges": {"energy": [0.5, 8.0]}}
+    env = PersistConfig.model_validate({"internal_state": ranges}).make_env()
+    seen, info = env.reset(seed=0)
+    assert seen["setpoint"] == np.float32(info["setpoint_weights"][:1]) and seen["setpoint"].shape == (1,)
+    assert info["setpoint_weights"].tolist()[1:] == [0.5, 1.5]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from rl_zoo3.utils import get_class_by_name
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
@@ -37,6 +36,7 @@ from persist_sb3.wrappers import (
     VecSMiRLBonus,
     VecSurpriseBonus,
 )
+from tests.learners import train_entry
 from tests.toys import Walker
 
 LIMITS: dict[str, Any] = {"dims": ["battery", "heat"], "constraints": ["battery >= 0.2"], "mu": [0.8, 0.5]}
@@ -260,13 +260,50 @@ def test_with_executed_actions() -> None:
     np.testing.assert_array_equal(buffer._done_actions[: buffer.size()], moved)
 
 
+ENTRY = """
+  n_envs: 2
+  n_timesteps: 128
+  policy: {policy}
+  policy_kwargs: {{net_arch: [8]}}
+  buffer_size: 200
+  learning_starts: 64
+  train_freq: 4
+  gradient_steps: 1
+  batch_size: 16
+  replay_buffer_class: "get_class_by_name('persist_sb3.buffers.{buffer}')"
+  vec_env_wrapper:
+    - persist_sb3.wrappers.VecInternalState
+    - persist_sb3.wrappers.VecRNDBonus: {{weight: 0.7}}
+{layer}
+  callback:
+    - persist_sb3.callbacks.MetricsCallback
+    - persist_sb3.callbacks.RNDCallback: {{net_arch: [8], features: 4, learning_starts: 20, batch_size: 16}}
+{callback}
+"""
+SHIELD = {
+    "layer": "    - persist_sb3.wrappers.VecActionShield: {fallback: 0}",
+    "callback": "    - persist_sb3.callbacks.ViabilityCallback: {net_arch: [8], batch_size: 16, learning_starts: 64}",
+}
+
+
 @pytest.mark.parametrize("shielded", [False, True])
 @pytest.mark.parametrize("nested", [False, True])
-def test_hyperparameter_files_name_them(nested: bool, shielded: bool) -> None:
+def test_hyperparameter_files_train_with_them(nested: bool, shielded: bool, tmp_path: Path) -> None:
     name = f"{'ExecutedAction' if shielded else ''}RecomputedBonus{'Dict' if nested else ''}ReplayBuffer"
-    buffer = get_class_by_name(f"persist_sb3.buffers.{name}")
-    model, *_ = train(make_env("dict" if nested else "box"), RNDCallback(**QUICK), buffer=buffer, steps=80)
-    assert type(model.replay_buffer) is buffer
+    env_id, policy = ("GridLife-v0", "MultiInputPolicy") if nested else ("GridLifeFlat-v0", "MlpPolicy")
+    shield = SHIELD if shielded else dict.fromkeys(SHIELD, "")
+    model = train_entry("dqn", env_id, ENTRY.format(policy=policy, buffer=name, **shield), tmp_path)
+    buffer = model.replay_buffer
+    assert type(buffer).__name__ == name
+    assert model.num_timesteps == 128 and model._n_updates >= 5
+    # Paid once the error's unit is known, and again by what has been learned since.
+    rows, slots = everything(buffer)
+    paid, now = buffer.bonuses[rows, slots], buffer.bonus(rows, slots)
+    assert paid[-20:].min() > 0.0 and now.min() > 0.0
+    assert not np.allclose(paid[-20:], now[-20:])
+    if shielded:
+        # Until the critic can be trusted the shield has the agent stay, whatever it proposes.
+        assert set(buffer._done_actions[rows, slots].ravel()) == {0}
 
 
 def test_wrong_wiring_is_refused() -> None:

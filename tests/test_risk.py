@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from rl_zoo3.utils import get_class_by_name
 from sb3_contrib import QRDQN, TQC
 
 from persist_sb3.risk import (
@@ -21,6 +20,7 @@ from persist_sb3.risk import (
     cvar_weights,
 )
 from persist_sb3.shield.criteria import cvar
+from tests.learners import train_entry
 
 
 def gaussian_cvar(alpha: float) -> float:
@@ -179,6 +179,34 @@ def test_the_actor_climbs_cvar_and_the_critic_learns_all_quantiles() -> None:
     assert not torch.allclose(climbed, plain.mean(dim=(1, 2)))
 
 
-def test_the_zoo_finds_them() -> None:
-    for name in ("RiskQRDQNPolicy", "RiskQRDQNMultiInputPolicy", "RiskTQCPolicy", "RiskTQCMultiInputPolicy"):
-        assert get_class_by_name(f"persist_sb3.risk.{name}").__name__ == name
+ENTRY = """
+  n_envs: 2
+  n_timesteps: 128
+  policy: persist_sb3.risk.{policy}
+  policy_kwargs: {{net_arch: [8], n_quantiles: 5, risk_alpha: 0.4}}
+  buffer_size: 200
+  learning_starts: 32
+  train_freq: 4
+  gradient_steps: 1
+  batch_size: 16
+  vec_env_wrapper: persist_sb3.wrappers.VecInternalState
+"""
+
+
+@pytest.mark.parametrize(
+    ("algo", "policy", "env_id"),
+    [
+        ("qrdqn", "RiskQRDQNPolicy", "GridLifeFlat-v0"),
+        ("qrdqn", "RiskQRDQNMultiInputPolicy", "GridLife-v0"),
+        ("tqc", "RiskTQCPolicy", "GridLifeContinuousFlat-v0"),
+        ("tqc", "RiskTQCMultiInputPolicy", "GridLifeContinuous-v0"),
+    ],
+)
+def test_hyperparameter_files_train_them(algo: str, policy: str, env_id: str, tmp_path: Path) -> None:
+    model = train_entry(algo, env_id, ENTRY.format(policy=policy), tmp_path)
+    assert type(model.policy).__name__ == policy
+    assert model.num_timesteps == 128 and model._n_updates >= 10
+    saved = type(model).load(next(tmp_path.rglob(f"{env_id}.zip")), device="cpu")
+    assert type(saved.policy).__name__ == policy and saved.policy.risk_alpha == 0.4
+    observation = model.get_env().reset()
+    np.testing.assert_array_equal(*(each.predict(observation, deterministic=True)[0] for each in (model, saved)))

@@ -10,6 +10,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -18,6 +19,7 @@ from persist_sb3.callbacks import SetpointCallback
 from persist_sb3.setpoint import SetpointSearch
 from persist_sb3.state import PersistState
 from persist_sb3.wrappers import HomeostatReward, InternalState, RandomSetpoint
+from tests.learners import Pages
 
 # The search alone.
 
@@ -152,6 +154,108 @@ def test_survival_alone_finds_the_setpoint() -> None:
     env = make()
     env.get_wrapper_attr("bind")(model.persist.bundle(), training=False)  # type: ignore[attr-defined]
     assert env.reset(seed=0)[1]["setpoint"][0] == pytest.approx(callback.search.best["store"])
+
+
+class Budget(gym.Env[Any, Any]):
+    """
+    A share ``f`` of an agent's effort, chosen at once for the whole life, goes to food, and the rest to warmth. Life
+    ends at hunger or at cold, after ``f / 0.03`` or ``(1 - f) / 0.01`` steps: it is longest where both come together,
+    at ``f = 0.75``.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), dtype=np.float32)
+    action_space = spaces.Discrete(2)
+    share = 0.5
+
+    def _seen(self) -> tuple[Any, dict[str, Any]]:
+        x = np.array([self.share - 0.03 * self.time, 1.0 - self.share - 0.01 * self.time])
+        return x[:1].astype(np.float32), {"internal": x}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return self._seen()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        observation, info = self._seen()
+        return observation, 0.0, bool(info["internal"].min() < 0.0), False, info
+
+
+class Greedy(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    An agent that chooses the share that its homeostat likes best. Both setpoints are 1, so the deviation is
+    ``w (1 - f)^2 + f^2``, least at ``f = w / (w + 1)``.
+    """
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        food, warmth = info["setpoint_weights"]
+        self.env.unwrapped.share = food / (food + warmth)  # type: ignore[attr-defined]
+        return observation, info
+
+
+def make_budget() -> gym.Env[Any, Any]:
+    limits: dict[str, Any] = {"constraints": ["food >= 0", "warmth >= 0"], "mu": [1.0, 1.0]}
+    state = InternalState(Monitor(Budget()), dims=["food", "warmth"], low=[-1.0, -1.0], high=[1.0, 1.0], **limits)
+    return Greedy(HomeostatReward(RandomSetpoint(state, ranges={}, w_ranges={"food": [0.5, 8.0]}), alive_bonus="auto"))
+
+
+@pytest.mark.slow
+def test_survival_alone_finds_the_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a weight ``w`` food has the share ``w / (w + 1)``, and life is longest at 0.75: with a weight of 3."""
+    env = DummyVecEnv([make_budget] * 4)
+    model = PPO("MlpPolicy", env, n_steps=128, batch_size=512, n_epochs=1, policy_kwargs={"net_arch": [4]}, seed=0)
+    pages = Pages()
+    model.set_logger(Logger(None, [pages]))
+    callback = SetpointCallback(episodes=6, window=30, startup=6)
+    model.learn(14_000, callback=callback)
+    best = callback.search.best
+    assert callback.search.count > 20 and best is not None
+    assert best == {"w/food": pytest.approx(3.0, abs=0.5)}
+    assert pages.pages[-1]["persist/setpoint/w/food"] == best["w/food"]
+
+    # Evaluation is by what was found, and so is a replay.
+    evaluation = make_budget()
+    evaluation.get_wrapper_attr("bind")(model.persist.bundle(), training=False)  # type: ignore[attr-defined]
+    told = [evaluation.reset(seed=0)[1]]
+    model.save(tmp_path / "model.zip")
+    PPO.load(tmp_path / "model.zip")
+    told.append(make_budget().reset(seed=0)[1])
+    monkeypatch.setattr(persist_state, "_last_loaded", None)
+    for info in told:
+        assert info["setpoint_weights"].tolist() == [pytest.approx(best["w/food"]), 1.0]
+        assert info["setpoint"].tolist() == [1.0, 1.0]
+
+
+def test_setpoints_and_weights_are_looked_for_together() -> None:
+    def both() -> gym.Env[Any, Any]:
+        limits: dict[str, Any] = {"constraints": ["food >= 0", "warmth >= 0"], "mu": [0.5, 0.5]}
+        state = InternalState(Monitor(Budget()), dims=["food", "warmth"], low=[-1.0, -1.0], high=[1.0, 1.0], **limits)
+        drawn = RandomSetpoint(state, ranges={"warmth": [0.2, 0.8]}, w_ranges={"food": [0.5, 8.0]})
+        return Greedy(HomeostatReward(drawn, alive_bonus="auto"))
+
+    seen: list[dict[str, Any]] = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.extend(info for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True) if done)
+            return True
+
+    model = PPO(
+        "MlpPolicy", DummyVecEnv([both] * 4), n_steps=64, batch_size=256, policy_kwargs={"net_arch": [4]}, seed=0
+    )
+    callback = SetpointCallback(episodes=4, startup=2)
+    model.learn(768, callback=[callback, Look()])
+    assert callback.search.ranges == {"warmth": (0.2, 0.8), "w/food": (0.5, 8.0)}
+    assert callback.search.count >= 2
+    # An episode tries both of a candidate, or neither.
+    episodes = [(info["setpoint"][1], info["setpoint_weights"][0]) for info in seen]
+    tried = [(tried["warmth"], tried["w/food"]) for tried, _ in callback.search.state_dict()["trials"]]
+    for setpoint, weight in tried:
+        assert episodes.count((setpoint, weight)) >= 4
+        assert sum(episode[0] == setpoint for episode in episodes) == episodes.count((setpoint, weight))
+        assert sum(episode[1] == weight for episode in episodes) == episodes.count((setpoint, weight))
 
 
 def test_a_resumed_run_goes_on_searching_and_a_replay_uses_what_was_found(

@@ -113,6 +113,7 @@ def test_figures_of_training() -> None:
         "intrinsic_share": None,
         "intrinsic_correlation": None,
         "intrinsic_by_time_alive": None,
+        "bonuses": {},
     }
 
 
@@ -136,6 +137,30 @@ def test_the_intrinsic_reward_against_the_time_alive() -> None:
     assert [(point["time_alive"], point["mean"]) for point in points] == [(15.0, 2.5), (40.0, 1.5)]
     curve = training_figures([*episodes, record(10)])["intrinsic_by_time_alive"]
     assert [point["time_alive"] for point in curve] == [10.0, 20.0, 40.0]
+
+
+def test_each_bonus_where_there_are_several() -> None:
+    def paid(length: int, timestep: int, **bonuses: float) -> EpisodeRecord:
+        terms = {"task": -2.0, "intrinsic": sum(bonuses.values())}
+        return record(length, timestep=timestep, reward_terms=terms, bonuses=bonuses)
+
+    # One pays those who live long, the other those who die young; together they nearly cancel out.
+    episodes = [paid(10, 10, rnd=10.0, surprise=-8.0), paid(20, 30, rnd=40.0, surprise=-40.0)]
+    figures = training_figures(episodes)
+    assert figures["intrinsic_share"] == pytest.approx(2.0 / 6.0)
+    rnd, surprise = (figures["bonuses"][name] for name in ("rnd", "surprise"))
+    assert (rnd["mean"], surprise["mean"]) == pytest.approx((50.0 / 30.0, -48.0 / 30.0))
+    assert (rnd["share"], surprise["share"]) == pytest.approx((50.0 / 102.0, 48.0 / 102.0))
+    assert (rnd["correlation"], surprise["correlation"]) == pytest.approx((1.0, -1.0))
+    assert [point["mean"] for point in rnd["by_time_alive"]] == [1.0, 2.0]
+    assert [point["mean"] for point in surprise["by_time_alive"]] == [-0.8, -2.0]
+    evaluated = evaluation_figures(episodes, 20.0)["bonuses"]
+    assert {name: interval["mean"] for name, interval in evaluated.items()} == {"rnd": 25.0, "surprise": -24.0}
+    # A run that went on with more layers: what not all of its episodes tell apart is left out.
+    assert (
+        training_figures([record(10, timestep=5, reward_terms={"task": 1.0, "intrinsic": 1.0}), *episodes])["bonuses"]
+        == {}
+    )
 
 
 def test_a_constraint_that_killed_nobody() -> None:

@@ -33,7 +33,14 @@ from persist_sb3.callbacks import (
 )
 from persist_sb3.callbacks.wandb import COLUMNS
 from persist_sb3.metrics import read_episodes
-from persist_sb3.wrappers import InternalState, VecActionShield, VecHomeostatReward, VecInternalState, VecRNDBonus
+from persist_sb3.wrappers import (
+    InternalState,
+    VecActionShield,
+    VecHomeostatReward,
+    VecInternalState,
+    VecRNDBonus,
+    VecSMiRLBonus,
+)
 from tests.toys import Walker
 
 ROOT = Path(__file__).parent.parent
@@ -159,6 +166,32 @@ def test_the_intrinsic_reward_is_shown_against_the_time_alive(run: FakeRun) -> N
     paid = [episode.reward_terms["intrinsic"] / episode.length for episode in metrics.recent]
     assert min(paid) <= min(curve.ys[0]) <= max(curve.ys[0]) <= max(paid) and max(paid) > 0.0
     assert curve.xs == sorted(curve.xs) and curve.xs[-1] <= 30.0
+    assert curve.keys == ["intrinsic"]
+
+
+def test_tensorboard_and_wandb_get_the_curve_of_each_bonus(run: FakeRun, tmp_path: Path) -> None:
+    walkers = DummyVecEnv([Walker] * 2)
+    venv = VecRNDBonus(
+        VecSMiRLBonus(VecInternalState(walkers, dims=["battery", "heat"], constraints=["battery >= 0.2"]))
+    )
+    rnd = RNDCallback(net_arch=[8], features=4, learning_starts=32)
+    shown = [TensorBoardCallback(plot_freq=128), TrackCallback(video_freq=0)]
+    learn(venv, [MetricsCallback(), rnd, *shown], steps=384, tensorboard_log=str(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    images = events.Images("persist/plots/intrinsic_by_time_alive")
+    # At ends of rollouts of 128 steps; the last is the end of training.
+    assert [image.step for image in images] == [128, 256, 384]
+    with Image.open(BytesIO(images[-1].encoded_image_string)) as image:
+        width, height = image.size
+        # A panel of the sum and one of each bonus.
+        assert height > width
+
+    curve = run.pages[-1]["persist/intrinsic_by_time_alive"]
+    assert curve.keys == ["intrinsic", "smirl", "rnd"]
+    # Of each group of episodes, the bonuses add up.
+    np.testing.assert_allclose(np.add(*curve.ys[1:]), curve.ys[0], atol=1e-9)
 
 
 def test_runs_are_told_apart_by_their_layers(run: FakeRun) -> None:
@@ -224,6 +257,8 @@ def test_parameters_out_of_range(wrong: dict[str, Any]) -> None:
         TrackCallback(**wrong)
     with pytest.raises(ValueError, match="log_freq=0"):
         TensorBoardCallback(log_freq=0)
+    with pytest.raises(ValueError, match="plot_freq=0"):
+        TensorBoardCallback(plot_freq=0)
 
 
 def test_tensorboard_gets_margins_and_a_layout_of_what_is_logged(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from persist_sb3.batch import tree_map
 from persist_sb3.callbacks.base import PersistCallback
-from persist_sb3.metrics import EpisodeRecord, EpisodeTracker, intrinsic_share, survival_curve
-from persist_sb3.summary import intrinsic_correlation
+from persist_sb3.infos import told_bonuses
+from persist_sb3.metrics import EpisodeRecord, EpisodeTracker, bonus_shares, intrinsic_share, survival_curve
+from persist_sb3.summary import bonus_names, intrinsic_correlation
 from persist_sb3.viability import ViabilitySet
 
 FILE_NAME = "persist.jsonl"
@@ -40,6 +41,8 @@ class MetricsCallback(PersistCallback):
       ``reward_terms/<name>`` (mean a step), ``intrinsic_share`` (see :func:`~persist_sb3.metrics.intrinsic_share`),
       ``policy_entropy`` (see :func:`policy_entropy`), and ``intervention_rate`` (share at which a shield changed the
       action);
+    - where several layers pay a bonus, of each ``bonuses/<layer>`` (mean a step), ``bonus_share/<layer>`` (see
+      :func:`~persist_sb3.metrics.bonus_shares`) and ``bonus_correlation/<layer>``;
     - of the whole run, and of the run that it resumes: ``violations`` (steps), ``deaths/<constraint>`` (episodes that
       violated this constraint first).
 
@@ -136,12 +139,14 @@ class MetricsCallback(PersistCallback):
 
     def _on_step(self) -> bool:
         step = self.store.read(self.locals)
-        intervened = _interventions(self.locals["infos"])
+        infos = self.locals["infos"]
+        intervened, bonuses = _interventions(infos), told_bonuses(infos)
         if self._tracker is None:
             self._tracker = EpisodeTracker(
                 self._viability,
                 len(step),
                 tuple(step.terms),
+                bonuses=tuple(bonuses),
                 near=self.near,
                 core=self.core,
                 horizon=self.recovery_horizon,
@@ -150,12 +155,14 @@ class MetricsCallback(PersistCallback):
                 shielded=intervened is not None,
             )
             self._began_at = self.num_timesteps - len(step)
-        stage = self.locals["infos"][0].get("persist", {}).get("stage")
+        stage = infos[0].get("persist", {}).get("stage")
         if stage != self._stage:
             self._catch_up()
             self._stage = stage
         self._keep(
-            self._tracker.step(step.next_internal, step.reward, step.terms, step.done, step.truncated, intervened)
+            self._tracker.step(
+                step.next_internal, step.reward, step.terms, step.done, step.truncated, intervened, bonuses
+            )
         )
         return super()._on_step()
 
@@ -196,6 +203,10 @@ class MetricsCallback(PersistCallback):
         share = intrinsic_share(steps.reward_terms)
         if share is not None:
             self._record("intrinsic_share", share)
+        for name, mean in steps.bonuses.items():
+            self._record(f"bonuses/{name}", mean)
+        for name, part in bonus_shares(steps.reward_terms, steps.bonuses).items():
+            self._record(f"bonus_share/{name}", part)
         if steps.intervention_rate is not None:
             self._record("intervention_rate", steps.intervention_rate)
         entropy = policy_entropy(self.model)
@@ -218,6 +229,10 @@ class MetricsCallback(PersistCallback):
         correlation = intrinsic_correlation(self.recent)
         if correlation is not None:
             self._record("intrinsic_correlation", correlation)
+        for name in bonus_names(self.recent):
+            correlation = intrinsic_correlation(self.recent, name)
+            if correlation is not None:
+                self._record(f"bonus_correlation/{name}", correlation)
 
     def _record(self, name: str, value: float) -> None:
         self.logger.record(f"persist/{name}", value, exclude="stdout" if len(name) > _CONSOLE_WIDTH else None)

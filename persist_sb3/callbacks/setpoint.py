@@ -1,6 +1,7 @@
 """Finds, while the agent learns to keep any setpoint, the one with which it lives longest."""
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.metrics import kaplan_meier
-from persist_sb3.setpoint import Setpoint, SetpointInForce, SetpointSearch
+from persist_sb3.setpoint import Setpoint, SetpointInForce, SetpointSearch, setpoint_names
 
 
 class SetpointCallback(PersistCallback):
@@ -19,11 +20,11 @@ class SetpointCallback(PersistCallback):
     off or still in progress are censored) of those that tried it, less that of the others at the same time, so that it
     does not count in which phase of the training it was tried. (The homeostatic reward would be no judge: it is best
     where the setpoint is what the variables are anyway.) :class:`~persist_sb3.setpoint.SetpointSearch` then proposes
-    the next.
+    the next. Where ``RandomSetpoint`` draws weights, too, a candidate has setpoints and weights.
 
     Evaluation environments get the best so far, and so does a replay of the saved model. The search is saved with the
-    model and resumed. Logs under ``persist/setpoint/``: the best setpoint by variable, ``gain`` (of the last candidate,
-    in steps), ``trials``.
+    model and resumed. Logs under ``persist/setpoint/``: the best setpoint by variable, the best weight by
+    ``w/<variable>``, ``gain`` (of the last candidate, in steps), ``trials``.
 
     :param episodes: of either kind in a trial
     :param share: of the training episodes that try the candidate, in ``(0, 1)``
@@ -58,10 +59,13 @@ class SetpointCallback(PersistCallback):
         self.seed = seed
 
     def _on_training_start(self) -> None:
-        low, high = self._ranges()
-        viability = self.lookup("viability")
-        self._names: tuple[str, ...] = viability.dims
-        self._declared = viability.mu
+        low, high = self._ranges("setpoint_range")
+        weights = self._ranges("weight_range")
+        if weights is not None:
+            low, high = (np.concatenate(bounds) for bounds in ((low, weights[0]), (high, weights[1])))
+        self._names = setpoint_names(self.lookup("viability").dims, weights is not None)
+        # Where these are the same, nothing is drawn, and both are what is declared.
+        self._declared = low
         ranges = {
             name: (float(a), float(b)) for name, a, b in zip(self._names, low, high, strict=True) if float(a) < float(b)
         }
@@ -78,15 +82,14 @@ class SetpointCallback(PersistCallback):
         self._propose()
         super()._on_training_start()
 
-    def _ranges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _ranges(self, name: str) -> Any:
         try:
-            ranges: tuple[NDArray[np.float64], NDArray[np.float64]] = self.lookup("setpoint_range")
+            return self.lookup(name)
         except RuntimeError as error:
             raise RuntimeError(
                 "SetpointCallback looks for a setpoint, and no layer keeps any: wrap the environment in "
                 "persist_sb3.wrappers.RandomSetpoint(ranges=...), between InternalState and HomeostatReward"
             ) from error
-        return ranges
 
     def _propose(self) -> None:
         self._candidate = self.search.ask()
@@ -97,13 +100,13 @@ class SetpointCallback(PersistCallback):
         self._counts[:] = False
 
     def _vector(self, setpoint: Setpoint) -> NDArray[np.float64]:
-        return np.array([setpoint.get(name, mu) for name, mu in zip(self._names, self._declared, strict=True)])
+        return np.array([setpoint.get(name, own) for name, own in zip(self._names, self._declared, strict=True)])
 
     def _on_step(self) -> bool:
         step = self.store.read(self.locals)
         self._duration += ~self._violated
         self._violated |= step.cost > 0.0
-        self._setpoints = [info["setpoint"] for info in self.locals["infos"]]
+        self._infos = self.locals["infos"]
         ended = np.flatnonzero(step.done)
         for slot in ended[self._counts[ended]].tolist():
             tried, outcome = self._outcome(slot)
@@ -118,7 +121,9 @@ class SetpointCallback(PersistCallback):
         :param slot: an environment
         :return: whether its episode tries the candidate, and how that went so far
         """
-        tried = np.array_equal(self._setpoints[slot], self.in_force.candidate.numpy())
+        told = self._infos[slot]
+        setpoint = np.concatenate([told["setpoint"], told.get("setpoint_weights", ())])
+        tried = np.array_equal(setpoint, self.in_force.candidate.numpy())
         return tried, (int(self._duration[slot]), bool(self._violated[slot]))
 
     def _on_rollout_start(self) -> None:

@@ -18,7 +18,7 @@ from persist_sb3.callbacks.metrics import MetricsCallback
 from persist_sb3.dashboards import GROUP
 from persist_sb3.metrics import survival_curve
 from persist_sb3.shield.calibration import EDGES, Calibration
-from persist_sb3.summary import intrinsic_by_time_alive
+from persist_sb3.summary import bonus_names, intrinsic_by_time_alive, with_intrinsic
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers.adapters import VecLayerWrapper
 from persist_sb3.wrappers.remake import remake
@@ -44,7 +44,8 @@ class TrackCallback(PersistCallback):
 
     - ``persist/interventions``: a table of the last interventions, with what was in danger and how sure the shield was;
     - ``persist/survival_curve``: Kaplan-Meier curve of the last episodes, as :class:`MetricsCallback` has them;
-    - ``persist/intrinsic_by_time_alive``: the intrinsic reward a step in the same episodes, by how long they lasted;
+    - ``persist/intrinsic_by_time_alive``: the intrinsic reward a step in the same episodes, by how long they lasted,
+      and each bonus where there are several;
     - ``persist/violations_by_constraint``: steps that violate each, since the beginning;
     - ``persist/calibration_plot``: share of decisions that stayed safe, by the critic's value, with
       :class:`CalibrationCallback`;
@@ -189,11 +190,14 @@ class TrackCallback(PersistCallback):
             alive = [curve.at(times).tolist()]
             title = f"the last {len(metrics[0].recent)} episodes"
             charts["persist/survival_curve"] = plot.line_series(times.tolist(), alive, ["alive"], title, "step")
-            paid = [episode for episode in metrics[0].recent if "intrinsic" in episode.reward_terms]
+            paid = with_intrinsic(metrics[0].recent)
             if paid:
-                points = intrinsic_by_time_alive(paid)
-                lasted, means = ([point[key] for point in points] for key in ("time_alive", "mean"))
-                charts["persist/intrinsic_by_time_alive"] = plot.line_series(lasted, [means], ["a step"], title, "step")
+                bonuses = bonus_names(paid)
+                # Groups are of episodes that lasted alike, so they are the same for each.
+                lines = [intrinsic_by_time_alive(paid, bonus) for bonus in (None, *bonuses)]
+                lasted, means = [p["time_alive"] for p in lines[0]], [[p["mean"] for p in line] for line in lines]
+                keys = ["intrinsic", *bonuses]
+                charts["persist/intrinsic_by_time_alive"] = plot.line_series(lasted, means, keys, title, "step")
         calibration = self.state.bundle().get("calibration")
         if isinstance(calibration, Calibration) and calibration.made.any():
             charts["persist/calibration_plot"] = self._calibration_plot(calibration)

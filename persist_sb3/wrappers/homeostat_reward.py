@@ -1,6 +1,5 @@
 """A reward for internal variables that are where they should be."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from persist_sb3.homeostat import Homeostat
 from persist_sb3.infos import Infos
 from persist_sb3.lagrange import Multiplier
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
-from persist_sb3.wrappers.layer import Layer, Lookup, Step
+from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
 
 
 class HomeostatRewardLayer(Layer):
@@ -25,7 +24,7 @@ class HomeostatRewardLayer(Layer):
 
     :param mu: setpoints, one a variable. Default: those that ``RandomSetpoint`` below draws, or else those of the
         constraints
-    :param w: weight of each variable's deviation. Default: 1 each
+    :param w: weight of each variable's deviation. Default: those that ``RandomSetpoint`` below draws, or else 1 each
     :param form: ``"deviation"`` or ``"drive_reduction"``
     :param n: exponent inside the drive
     :param m: root of the drive
@@ -64,13 +63,18 @@ class HomeostatRewardLayer(Layer):
         if mu is None:
             raise RuntimeError("HomeostatReward needs setpoints, and the constraints below have none: give mu=[...]")
         names = viability.dims
-        w = [1.0] * len(names) if self._w is None else self._w
+        drawn: tuple[NDArray[np.float64], NDArray[np.float64]] | None = declared(lookup, "weight_range", None)
+        if drawn is not None and self._w is not None:
+            raise RuntimeError(
+                f"HomeostatReward(w={list(self._w)}) fixes the weights, and RandomSetpoint below draws them: give w to "
+                "RandomSetpoint instead"
+            )
+        # Those drawn are at most these: what is enough for them is enough for all.
+        w = drawn[1] if drawn is not None else [1.0] * len(names) if self._w is None else self._w
         for key, values in (("mu", mu), ("w", w)):
             if len(values) != len(names):
                 raise RuntimeError(f"{key} has {len(values)} entries for {len(names)} internal variables {list(names)}")
-        self._range: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-        with contextlib.suppress(RuntimeError):
-            self._range = lookup("setpoint_range")
+        self._range: tuple[NDArray[np.float64], NDArray[np.float64]] | None = declared(lookup, "setpoint_range", None)
         if self._range is not None and self._mu is not None:
             raise RuntimeError(
                 f"HomeostatReward(mu={list(self._mu)}) fixes the setpoints, and RandomSetpoint below draws them: leave "
@@ -79,6 +83,7 @@ class HomeostatRewardLayer(Layer):
         self._viability = viability
         self._setpoint, self._weights = mu, w
         self._mus = np.tile(np.asarray(mu, dtype=np.float64), (num_envs, 1))
+        self._ws = None if drawn is None else np.tile(drawn[1], (num_envs, 1))
         self._adjust(1.0)
         self.homeostat.check(viability)
         self._x = np.zeros((num_envs, len(names)))
@@ -139,6 +144,8 @@ class HomeostatRewardLayer(Layer):
         self._x = with_rows(self._x, slots, infos.column(("internal",), slots))
         if self._range is not None:
             self._mus[slots] = infos.column(("setpoint",), slots)
+        if self._ws is not None:
+            self._ws[slots] = infos.column(("setpoint_weights",), slots)
 
     def after(self, step: Step) -> NDArray[np.float64]:
         infos, everyone, demands = step.infos, self.everyone, self.demands
@@ -146,7 +153,7 @@ class HomeostatRewardLayer(Layer):
             self._adjust(demands.tightness)
         x = infos.column(("internal",), everyone)
         dead = infos.column(("cost",), everyone) > self._nothing
-        homeo = step.where_live(self.homeostat.reward(self._x, x, dead, self._mus))
+        homeo = step.where_live(self.homeostat.reward(self._x, x, dead, self._mus, self._ws))
         weight = demands.homeo_factor * self.weight if self._multiplier is None else float(self._multiplier.value)
         if weight != 1.0:
             homeo *= weight

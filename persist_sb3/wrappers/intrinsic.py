@@ -1,6 +1,7 @@
 """What every layer that adds an intrinsic reward does with it."""
 
 from abc import abstractmethod
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from persist_sb3.batch import surely_finite
-from persist_sb3.infos import Infos, MissingInfoError
+from persist_sb3.infos import Infos, MissingInfoError, Path
 from persist_sb3.intrinsic.bonus import Bonus
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper
@@ -36,8 +37,9 @@ class Paid(NamedTuple):
 class BonusLayer(Layer):
     """
     Base of the layers that add ``weight * bonus`` to the reward and report it as ``info["reward_terms"]["intrinsic"]``;
-    where several lie around one environment their bonuses add up there. The bonus is part of the reward of its own
-    step, so it enters returns, advantages and replay buffers as the task reward does.
+    where several lie around one environment their bonuses add up there. ``info["bonuses"]`` has what each layer paid,
+    by its name in lower case without ``Bonus`` (a second one of a class gets a number). The bonus is part of the reward
+    of its own step, so it enters returns, advantages and replay buffers as the task reward does.
 
     :param weight: ``lambda_I``, at least 0
     :raises ValueError: if it is out of its range
@@ -97,6 +99,7 @@ class BonusLayer(Layer):
                 "lower its learning_rate"
             )
         step.infos.publish("reward_terms", self.everyone, self._total(bonus, step.infos), TERM)
+        step.infos.publish("bonuses", self.everyone, bonus, self._name)
         return reward + bonus
 
     def _total(self, bonus: NDArray[np.float64], infos: Infos) -> NDArray[np.float64]:
@@ -106,12 +109,24 @@ class BonusLayer(Layer):
         :return: the same, with the intrinsic reward that other layers have added already
         """
         if self._alone is None:
-            try:
-                infos.column(("reward_terms", TERM), self.everyone)
-                self._alone = False
-            except MissingInfoError:
-                self._alone = True
+            self._alone = not self._told(infos, ("reward_terms", TERM))
+            own = self._name = self.paid.layer.removesuffix("Bonus").lower()
+            numbers = count(2)
+            while self._told(infos, ("bonuses", self._name)):
+                self._name = f"{own}_{next(numbers)}"
         return bonus if self._alone else bonus + infos.column(("reward_terms", TERM), self.everyone)
+
+    def _told(self, infos: Infos, path: Path) -> bool:
+        """
+        :param infos: of the step
+        :param path: of an entry
+        :return: whether a layer below has written it
+        """
+        try:
+            infos.column(path, self.everyone)
+        except MissingInfoError:
+            return False
+        return True
 
 
 class BonusWrapper(LayerWrapper):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, with_rows
 from persist_sb3.infos import Infos
-from persist_sb3.setpoint import SetpointInForce
+from persist_sb3.setpoint import SetpointInForce, setpoint_names
 from persist_sb3.state import last_loaded
 from persist_sb3.streams import Streams
 from persist_sb3.viability import unknown_name
@@ -19,7 +19,7 @@ from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrap
 from persist_sb3.wrappers.extended import ExtendedObservation
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
 
-KEY = "setpoint"
+KEY, WEIGHTS = "setpoint", "setpoint_weights"
 
 Floats = NDArray[np.float64]
 
@@ -34,23 +34,38 @@ class RandomSetpointLayer(Layer):
     The observation grows by one entry for each variable with a range: a Dict gets a key ``setpoint``, a Box entries at
     its end, and any other space is flattened (in the order of ``gymnasium.spaces.flatten``) first.
 
-    In evaluation, where callbacks bind the layers with ``training=False``, the setpoints are those declared with the
-    constraints, so that scores compare; or, as in a replay, those that a
-    :class:`~persist_sb3.callbacks.SetpointCallback` has found.
+    With ``w_ranges`` it draws weights ``w`` of the homeostat likewise, shows them after the setpoints, and publishes
+    all weights as ``info["setpoint_weights"]``, ``(d,)``. They are called ``w/<variable>`` wherever they have a name.
+
+    In evaluation, where callbacks bind the layers with ``training=False``, setpoints (and weights) are those declared,
+    so that scores compare; or, as in a replay, those that a :class:`~persist_sb3.callbacks.SetpointCallback` has found.
 
     :param ranges: least and greatest setpoint, by name of the variable; within the constraints
-    :raises ValueError: if there is no range, or one is empty
+    :param w_ranges: least and greatest weight, by name of the variable; at least 0
+    :param w: the declared weights, where some are drawn; one a variable, within their ranges. Default: 1 each
+    :raises ValueError: if there is no range, or one is empty or below 0, or ``w`` is given and no weight is drawn
+    :raises RuntimeError: if a range leaves the constraints, or a declared weight its range
     """
 
-    def __init__(self, ranges: Mapping[str, Sequence[float]]) -> None:
-        if not ranges:
+    def __init__(
+        self,
+        ranges: Mapping[str, Sequence[float]],
+        w_ranges: Mapping[str, Sequence[float]] | None = None,
+        w: Sequence[float] | None = None,
+    ) -> None:
+        if not ranges and not w_ranges:
             raise ValueError(
                 "ranges={} leaves no setpoint to draw: give one variable a range, as {'energy': [0.5, 0.9]}"
             )
-        for name, bounds in ranges.items():
-            if len(bounds) != 2 or not bounds[0] < bounds[1] or not np.isfinite(bounds).all():
-                raise ValueError(f"ranges[{name!r}]={bounds!r} must be [least, greatest], finite and in this order")
-        self.ranges = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+        if w is not None and not w_ranges:
+            raise ValueError(f"w={list(w)} without w_ranges: nothing draws weights here, so give w to HomeostatReward")
+        self._mu_ranges, self._w_ranges = _checked("ranges", ranges), _checked("w_ranges", w_ranges or {})
+        for name, (least, _) in self._w_ranges.items():
+            if least < 0.0:
+                raise ValueError(f"w_ranges[{name!r}] begins at {least:g}: a weight is at least 0")
+        self._w = w
+        #: Least and greatest of all that is drawn, by name.
+        self.ranges = self._mu_ranges | {f"w/{name}": bounds for name, bounds in self._w_ranges.items()}
 
     @property
     def views(self) -> bool:
@@ -63,25 +78,31 @@ class RandomSetpointLayer(Layer):
         viability = lookup("viability")
         if viability.mu is None:
             raise RuntimeError("RandomSetpoint needs setpoints to begin with: give InternalState mu=[...]")
-        self._names = viability.dims
-        self._declared: Floats = viability.mu
-        low, high = viability.mu.copy(), viability.mu.copy()
+        dims = viability.dims
+        for key, given in (("ranges", self._mu_ranges), ("w_ranges", self._w_ranges)):
+            for name in given:
+                if name not in dims:
+                    raise RuntimeError(f"RandomSetpoint({key}=...): {unknown_name(name, dims)}")
         floor, ceiling = viability.box()
-        for name, bounds in self.ranges.items():
-            if name not in self._names:
-                raise RuntimeError(f"RandomSetpoint(ranges=...): {unknown_name(name, self._names)}")
-            column = self._names.index(name)
-            low[column], high[column] = bounds
+        for name, bounds in self._mu_ranges.items():
+            column = dims.index(name)
             if not floor[column] <= bounds[0] < bounds[1] <= ceiling[column]:
                 raise RuntimeError(
                     f"the setpoints of {name!r}, {list(bounds)}, leave its constraints, [{floor[column]:g}, "
                     f"{ceiling[column]:g}]: the agent would be paid to violate them"
                 )
-        #: Least and greatest setpoint of every variable, ``(d,)`` each.
-        self.setpoint_range: tuple[Floats, Floats] = (low, high)
-        self._columns = np.array([self._names.index(name) for name in self.ranges])
+        self._count = len(dims)
+        self._names = setpoint_names(dims, bool(self._w_ranges))
+        # Setpoints, and after them the weights, if any are drawn.
+        self._declared: Floats = np.append(viability.mu, self._weights(dims)) if self._w_ranges else viability.mu
+        self._columns = np.array([self._names.index(name) for name in self.ranges], dtype=np.intp)
+        self._low, self._high = self._declared.copy(), self._declared.copy()
+        self._low[self._columns], self._high[self._columns] = np.array(list(self.ranges.values())).T
         # The declared setpoint may lie outside the range, and be shown in evaluation.
-        low, high = np.minimum(low, viability.mu)[self._columns], np.maximum(high, viability.mu)[self._columns]
+        low, high = (
+            extreme(bound, self._declared)[self._columns]
+            for extreme, bound in ((np.minimum, self._low), (np.maximum, self._high))
+        )
         self._extended = ExtendedObservation("RandomSetpoint", observation_space, KEY, low, high)
         self.observation_space = self._extended.space
         self._streams = Streams(num_envs, salt=zlib.crc32(type(self).__name__.encode()))
@@ -89,8 +110,36 @@ class RandomSetpointLayer(Layer):
         self._bound = False
         self._draws = True
         self._search: SetpointInForce | None = None
-        #: The setpoints of the episodes in progress, ``(n, d)``.
+        #: The setpoints of the episodes in progress, and after them the weights, ``(n, d)`` or ``(n, 2 d)``.
         self.setpoints = np.tile(self._declared, (num_envs, 1))
+
+    def _weights(self, dims: Sequence[str]) -> Floats:
+        """
+        :param dims: the internal variables
+        :return: their declared weights, ``(d,)``
+        :raises RuntimeError: if one is not what may be drawn: in evaluation it would be new to the agent
+        """
+        w = np.ones(len(dims)) if self._w is None else np.asarray(self._w, dtype=np.float64)
+        if w.shape != (len(dims),):
+            raise RuntimeError(f"RandomSetpoint: w has {w.size} entries for {len(dims)} variables {list(dims)}")
+        for name, (least, greatest) in self._w_ranges.items():
+            own = w[dims.index(name)]
+            if not least <= own <= greatest:
+                raise RuntimeError(
+                    f"the declared weight of {name!r}, {own:g}, lies outside of w_ranges, [{least:g}, {greatest:g}]: "
+                    "give RandomSetpoint w=[...] within them"
+                )
+        return w
+
+    @property
+    def setpoint_range(self) -> tuple[Floats, Floats]:
+        """Least and greatest setpoint of every variable, ``(d,)`` each."""
+        return self._low[: self._count], self._high[: self._count]
+
+    @property
+    def weight_range(self) -> tuple[Floats, Floats] | None:
+        """Least and greatest weight of every variable, ``(d,)`` each; None if no weights are drawn."""
+        return (self._low[self._count :], self._high[self._count :]) if self._w_ranges else None
 
     def seed(self, slots: NDArray[np.intp], seeds: NDArray[np.uint64]) -> None:
         self._streams.seed(slots, seeds)
@@ -102,10 +151,10 @@ class RandomSetpointLayer(Layer):
 
     def set_setpoint(self, setpoint: Mapping[str, float] | None) -> None:
         """
-        Choose setpoints for all episodes that begin from now on.
+        Choose setpoints, and weights, for all episodes that begin from now on.
 
-        :param setpoint: by name, for variables that have a range, within it; the others stay as declared. None: as
-            before the first choice, drawn, or in evaluation those declared
+        :param setpoint: by name, for what has a range, within it; the others stay as declared. None: as before the
+            first choice, drawn, or in evaluation those declared
         :raises ValueError: if a variable has no range, or the setpoint lies outside
         """
         if setpoint is None:
@@ -123,7 +172,7 @@ class RandomSetpointLayer(Layer):
 
     def _fixed(self) -> Floats | None:
         """
-        :return: the setpoints of an episode that begins now, ``(d,)``; None if they are drawn
+        :return: setpoints (and weights) of an episode that begins now, ``(d,)`` or ``(2 d,)``; None if they are drawn
         """
         if self._chosen is not None:
             return self._chosen
@@ -148,20 +197,38 @@ class RandomSetpointLayer(Layer):
         fixed = self._fixed()
         setpoints = np.tile(self._declared if fixed is None else fixed, (len(slots), 1))
         if fixed is None:
-            low, high = (bound[self._columns] for bound in self.setpoint_range)
+            low, high = self._low[self._columns], self._high[self._columns]
             setpoints[:, self._columns] = low + uniform[:, 1:] * (high - low)
             if self._search is not None:
                 setpoints[uniform[:, 0] < self._search.share] = self._search.candidate.numpy()
         # A new array: the rows of the old one were published.
         self.setpoints = with_rows(self.setpoints, slots, setpoints)
-        infos.publish(KEY, slots, setpoints)
+        self._publish(infos, slots, setpoints)
+
+    def _publish(self, infos: Infos, slots: NDArray[np.intp], setpoints: Floats) -> None:
+        infos.publish(KEY, slots, setpoints[:, : self._count])
+        if self._w_ranges:
+            infos.publish(WEIGHTS, slots, setpoints[:, self._count :])
 
     def after(self, step: Step) -> Floats:
-        step.infos.publish(KEY, self.everyone, self.setpoints)
+        self._publish(step.infos, self.everyone, self.setpoints)
         return step.reward
 
     def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
         return self._extended.show(observation, self.setpoints[slots][:, self._columns])
+
+
+def _checked(key: str, ranges: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """
+    :param key: name of the parameter
+    :param ranges: its value
+    :return: the same
+    :raises ValueError: if a range is empty
+    """
+    for name, bounds in ranges.items():
+        if len(bounds) != 2 or not bounds[0] < bounds[1] or not np.isfinite(bounds).all():
+            raise ValueError(f"{key}[{name!r}]={bounds!r} must be [least, greatest], finite and in this order")
+    return {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
 
 
 class _Setpoints(LayerOwner):
@@ -173,6 +240,11 @@ class _Setpoints(LayerOwner):
     def setpoint_range(self) -> tuple[Floats, Floats]:
         """Least and greatest setpoint of every variable, ``(d,)`` each."""
         return self.layer.setpoint_range
+
+    @property
+    def weight_range(self) -> tuple[Floats, Floats] | None:
+        """Least and greatest weight of every variable, ``(d,)`` each; None if no weights are drawn."""
+        return self.layer.weight_range
 
     def set_setpoint(self, setpoint: Mapping[str, float] | None) -> None:
         """
