@@ -70,7 +70,11 @@ class BonusUnit(BonusFactor):
     def __init__(self, schedule: float | str | Schedule = 1.0, gamma: float = 0.99) -> None:
         super().__init__(schedule)
         self.gamma = gamma
-        self._scale = ForwardScale(gamma)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to measure anew, with the same schedule and factor: another training is about to begin."""
+        self._scale = ForwardScale(self.gamma)
         # Taken in all at once: a few calls a rollout, and not a step.
         self._pending: list[NDArray[np.float64] | list[float]] = []
         self._recent = (0, 0.0)
