@@ -156,6 +156,13 @@ def test_a_schedule_reaches_the_callback_that_knows_the_unit(intrinsic: str) -> 
             assert callback.unit.at(0.25) == pytest.approx(0.2 if name == owner else 1.0)
 
 
+def test_empowerment_over_what_is_not_shown_learns_that_too() -> None:
+    rewards = {"intrinsic": "empowerment", "lambda_intr": 0.1}
+    for name, count in (("GridLife-v0", 0), ("GridLifeHidden-v0", 1)):
+        config = PersistConfig.model_validate({"env": {"name": name}, "rewards": rewards})
+        assert [type(callback).__name__ for callback in config.callbacks()].count("InternalModelCallback") == count
+
+
 def test_smirl_pays_the_density_of_the_episode_and_trains_nothing() -> None:
     config = PersistConfig.model_validate({**CARTPOLE, "rewards": {"intrinsic": "smirl", "lambda_intr": 0.5}})
     assert [type(callback).__name__ for callback in config.callbacks()] == ["MetricsCallback"]

@@ -77,7 +77,7 @@ class PersistConfig(Section):
         :raises ValueError: if the environment shows all internal variables as they are, or cannot be made
         """
         try:
-            with self._wrap(gym.make(self.env_id, **self.env_kwargs), "", self._inner_layers()) as env:
+            with self._inner_env() as env:
                 shown = set(env.get_wrapper_attr("internal_entries"))
                 if env.has_wrapper_attr("internal_degraded"):
                     shown.difference_update(env.get_wrapper_attr("internal_degraded"))
@@ -89,6 +89,9 @@ class PersistConfig(Section):
                 f"{', '.join(self.internal_state.dims)} as they are. Name variables in internal_state.hidden, noise, "
                 "delay or dropout, or leave belief out"
             )
+
+    def _inner_env(self) -> gym.Env[Any, Any]:
+        return self._wrap(gym.make(self.env_id, **self.env_kwargs), "", self._inner_layers())
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "PersistConfig":
@@ -218,6 +221,7 @@ class PersistConfig(Section):
             *staged,
             *self.rewards.weighing_callbacks,
             *self.rewards.learning_callbacks,
+            *([("InternalModelCallback", {})] if self._imagines_unseen else []),
             *self.internal_state.callbacks,
             *self.viability.callbacks,
             ("MetricsCallback", {}),
@@ -226,6 +230,14 @@ class PersistConfig(Section):
         for name, parameters in entries:
             once.setdefault(name, parameters)
         return list(once.items())
+
+    @property
+    def _imagines_unseen(self) -> bool:
+        """Whether empowerment needs a model of internal variables that the observation does not show."""
+        if self.rewards.intrinsic != "empowerment":
+            return False
+        with self._inner_env() as env:
+            return not set(self.internal_state.dims).issubset(env.get_wrapper_attr("internal_entries"))
 
     def algorithm_kwargs(self) -> dict[str, Any]:
         """
