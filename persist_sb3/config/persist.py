@@ -237,7 +237,8 @@ class PersistConfig(Section):
         if self.rewards.intrinsic != "empowerment":
             return False
         with self._inner_env() as env:
-            return not set(self.internal_state.dims).issubset(env.get_wrapper_attr("internal_entries"))
+            shown: dict[str, str] = env.get_wrapper_attr("internal_entries")
+        return any(name not in shown for name in self.internal_state.dims)
 
     def algorithm_kwargs(self) -> dict[str, Any]:
         """
@@ -311,4 +312,5 @@ class PersistConfig(Section):
     def _shows_dict(self) -> bool:
         """Whether observations are dictionaries."""
         with gym.make(self.env_id, **self.env_kwargs) as env:
-            return isinstance(env.observation_space, gym.spaces.Dict)
+            space = env.observation_space
+        return isinstance(space, gym.spaces.Dict)
