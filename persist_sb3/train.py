@@ -75,7 +75,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(f"--persist: {error}")
     try:
-        entry = _base_entry(persist) | persist.zoo_entry()
+        entry = _entry(persist)
     except (ValueError, gym.error.Error) as error:
         parser.error(f"--persist: {own.persist}: {told(error)}")
     # Given on the command line they reach the evaluation environments; rl-zoo3 forgets those of a file there.
@@ -215,6 +215,20 @@ def _shipped_file(parser: argparse.ArgumentParser, algo: str, env_id: str) -> st
             "variables in a file and give --persist, or give hyperparameters of your own with -conf"
         )
     return str(hyperparams.FOLDER / f"{algo}.yml")
+
+
+def _entry(persist: PersistConfig) -> dict[str, Any]:
+    """
+    :param persist: the agent
+    :return: its hyperparameters: what it says, over the shipped ones
+    :raises ValueError: as :func:`_base_entry`
+    """
+    shipped, own = _base_entry(persist), persist.zoo_entry()
+    if "policy_kwargs" in own:
+        # Another policy: of the same size, and without what only the shipped one takes.
+        kept = {key: value for key, value in shipped.get("policy_kwargs", {}).items() if key != "symmetries"}
+        own["policy_kwargs"] = kept | own["policy_kwargs"]
+    return shipped | own
 
 
 def _base_entry(persist: PersistConfig) -> dict[str, Any]:

@@ -9,14 +9,25 @@ import numpy as np
 import pytest
 import yaml
 from rl_zoo3.utils import get_wrapper_class
-from sb3_contrib import MaskablePPO
-from stable_baselines3 import PPO
+from sb3_contrib import QRDQN, TQC, MaskablePPO
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from persist_sb3.buffers import (
+    ExecutedActionDictReplayBuffer,
+    ExecutedActionRecomputedBonusDictReplayBuffer,
+    RecomputedBonusDictReplayBuffer,
+    RecomputedBonusReplayBuffer,
+)
+from persist_sb3.callbacks import SetpointCallback
 from persist_sb3.config import PersistConfig
+from persist_sb3.envs import ENV_IDS
 from persist_sb3.equivariant import EquivariantMultiInputPolicy
-from persist_sb3.train import _base_entry
+from persist_sb3.risk import RiskQRDQNPolicy, RiskTQCMultiInputPolicy
+from persist_sb3.train import _base_entry, _entry
 from persist_sb3.wrappers import ActionShield, HomeostatReward, InternalState, VecActionShield, VecHomeostatReward
+from persist_sb3.wrappers.reach_avoid_planner import ReachAvoidPlannerLayer
 
 REFERENCE = """
 env: {name: "GridLife-v0", horizon: 512}
@@ -58,9 +69,36 @@ def test_reads_the_reference_file(tmp_path: Path) -> None:
         ({"internal_state": {"mu": [0.1, 0.5, 0.9]}}, "energy >= 0.2"),
         ({"internal_state": {"hidden": ["enery"]}}, "hidden: .*did you mean 'energy'"),
         ({"internal_state": {"belief": "ukf"}}, "'gru' or 'ekf'"),
+        ({"internal_state": {"belief": "gru"}}, "nothing to estimate: GridLife-v0 shows energy, temp, integrity"),
+        ({"internal_state": {"belief": "ekf", "delay": {"energy": 2}}}, "Use belief='gru'"),
+        ({"internal_state": {"belief": "gru"}, "env": {"name": "GridLive-v0"}}, "GridLive"),
+        ({"internal_state": {"noise": {"enery": 0.1}}}, "noise: .*did you mean 'energy'"),
+        ({"internal_state": {"noise": {"energy": -0.1}}}, "greater than 0"),
+        ({"internal_state": {"delay": {"energy": 0.5}}}, "integer"),
+        ({"internal_state": {"dropout": {"energy": 1.1}}}, "less than or equal to 1"),
+        ({"internal_state": {"mu_ranges": {"enery": [0.5, 0.9]}}}, "mu_ranges: .*did you mean 'energy'"),
+        ({"internal_state": {"mu_ranges": {"energy": [0.9, 0.5]}}}, "least, greatest"),
+        ({"internal_state": {"mu_search": {}}}, "give mu_ranges"),
+        ({"internal_state": {"mu_ranges": {"energy": [0.5, 0.9]}, "mu_search": {"startup": 50}}}, "below window=40"),
         ({"viability": {"constraints": ["enery >= 0.2"]}}, "energy"),
         ({"viability": {"constraints": ["energy => 0.2"]}}, r"\^"),
-        ({"viability": {"shield": {"conf": 1.0}}}, "less than 1"),
+        ({"viability": {"shield": {"conf": 1.5}}}, "less than or equal to 1"),
+        ({"viability": {"shield": {"conf": 1.0, "threshold": "calibrated"}}}, "certainty"),
+        ({"viability": {"shield": {"conf": 1.0, "mode": "amortised"}}}, "certainty"),
+        ({"viability": {"shield": {"criterion": "cvr"}}}, "'probability', 'worst_case' or 'cvar'"),
+        ({"viability": {"shield": {"criterion": "cvar", "mode": "critic"}}}, "mode='verify' or 'search'"),
+        ({"viability": {"shield": {"criterion": "cvar", "mode": "amortised"}}}, "mode='verify' or 'search'"),
+        ({"viability": {"shield": {}, "planner": {}}}, "in the place of a shield"),
+        ({"viability": {"planner": {"conf": 0.0}}}, "conf"),
+        ({"viability": {"planner": {"horizn": 3}}}, "did you mean 'horizon'"),
+        ({"viability": {"planner": {"target": ["enery >= 0.8"]}}}, "energy"),
+        ({"rewards": {"intrinsic": "rnd", "lambda_intr": 1, "schedule": "cos_1"}}, "schedule 'cos_1'"),
+        ({"rewards": {"schedule": "lin_1"}}, "a callback trains"),
+        ({"rewards": {"intrinsic": "smirl", "lambda_intr": 1, "schedule": 0.5}}, "a callback trains"),
+        ({"rewards": {"cost_scales": "homeostat"}}, "cost_target"),
+        ({"rewards": {"cost_scales": "homeostat", "cost_target": 0.1, "lambda_homeo": 0}}, "lambda_homeo"),
+        ({"rewards": {"cost_scales": "homeostat", "cost_target": 0.1, "lambda_homeo": 200}}, "maximum=100"),
+        ({"rewards": {"cost_scales": "price", "cost_target": 0.1}}, "'cost' or 'homeostat'"),
         ({"viability": {"shield": {"horizn": 3}}}, "did you mean 'horizon'"),
         ({"viability": {"shield": {"mode": "critic", "conf": 0.9}}}, "mode='verify'"),
         ({"viability": {"shield": {"mode": "critic", "horizon": 3}}}, "mode='verify'"),
@@ -71,6 +109,8 @@ def test_reads_the_reference_file(tmp_path: Path) -> None:
         ({"train": {"model_rollouts": 5}}, "looks ahead"),
         ({"train": {"algo": "SACK"}}, "did you mean 'sac'"),
         ({"train": {"gamma": 1.5}}, "gamma"),
+        ({"train": {"algo": "SAC", "risk_alpha": 0.5}}, "use QRDQN or TQC"),
+        ({"train": {"algo": "TQC", "risk_alpha": 0.0}}, "risk_alpha"),
         ({"internal_state": {"source": {"energy": {"initial": 1.0, "leak": 0.1}}}}, "leak"),
     ],
 )
@@ -101,6 +141,39 @@ def test_every_intrinsic_reward_has_its_layer_and_callbacks(intrinsic: str, laye
     config = PersistConfig.model_validate({"rewards": {"intrinsic": intrinsic, "lambda_intr": 0.1}})
     assert config.layers()[-1] == (layer, {"weight": 0.1})
     assert [type(callback).__name__ for callback in config.callbacks()] == [*callbacks, "MetricsCallback"]
+
+
+@pytest.mark.parametrize("intrinsic", ["rnd", "surprise", "empowerment"])
+def test_a_schedule_reaches_the_callback_that_knows_the_unit(intrinsic: str) -> None:
+    rewards = {"intrinsic": intrinsic, "lambda_intr": 0.1, "schedule": "lin_0.8"}
+    # A shield needs the world model, too, and leaves its schedule alone.
+    config = PersistConfig.model_validate({"rewards": rewards, "viability": {"shield": {"horizon": 3}}})
+    callbacks = {type(callback).__name__: callback for callback in config.callbacks()}
+    assert list(callbacks).count("WorldModelCallback") == 1
+    owner = {"rnd": "RNDCallback", "surprise": "WorldModelCallback", "empowerment": "EmpowermentCallback"}[intrinsic]
+    for name, callback in callbacks.items():
+        if hasattr(callback, "unit"):
+            assert callback.unit.at(0.25) == pytest.approx(0.2 if name == owner else 1.0)
+
+
+def test_empowerment_over_what_is_not_shown_learns_that_too() -> None:
+    rewards = {"intrinsic": "empowerment", "lambda_intr": 0.1}
+    for name, count in (("GridLife-v0", 0), ("GridLifeHidden-v0", 1)):
+        config = PersistConfig.model_validate({"env": {"name": name}, "rewards": rewards})
+        assert [type(callback).__name__ for callback in config.callbacks()].count("InternalModelCallback") == count
+
+
+def test_smirl_pays_the_density_of_the_episode_and_trains_nothing() -> None:
+    config = PersistConfig.model_validate({**CARTPOLE, "rewards": {"intrinsic": "smirl", "lambda_intr": 0.5}})
+    assert [type(callback).__name__ for callback in config.callbacks()] == ["MetricsCallback"]
+    env = config.make_env()
+    assert env.observation_space.shape == (4 + 2 * 4 + 1,)
+    first, _ = env.reset(seed=0)
+    following, _, _, _, info = env.step(1)
+    # One observation, and a prior of deviation 1 that is worth one.
+    squares = (following[:4].astype(float) - first[:4].astype(float)) ** 2 / 0.5
+    expected = -0.5 * (squares + np.log(2 * np.pi * 0.5)).mean()
+    assert info["reward_terms"]["intrinsic"] == pytest.approx(0.5 * expected)
 
 
 def test_both_doors_give_the_same_rewards() -> None:
@@ -206,6 +279,132 @@ def test_off_policy_algorithms_learn_what_was_executed(algo: str, env: str, kind
     assert "replay_buffer_class" not in shielded("PPO", "CartPole-v1").zoo_entry()
 
 
+@pytest.mark.parametrize(
+    ("algo", "viability", "intrinsic", "buffer"),
+    [
+        ("SAC", {"shield": {}}, "empowerment", ExecutedActionRecomputedBonusDictReplayBuffer),
+        ("SAC", {"planner": {}}, "rnd", ExecutedActionRecomputedBonusDictReplayBuffer),
+        ("TD3", {}, "surprise", RecomputedBonusDictReplayBuffer),
+        ("SAC", {"planner": {}}, "none", ExecutedActionDictReplayBuffer),
+        ("DQN", {"shield": {}}, "smirl", ExecutedActionDictReplayBuffer),
+        ("DQN", {}, "smirl", None),
+        ("PPO", {"shield": {}}, "rnd", None),
+    ],
+)
+def test_no_bonus_grows_stale_off_policy(algo: str, viability: Any, intrinsic: str, buffer: Any) -> None:
+    rewards = {"intrinsic": intrinsic, "lambda_intr": 0.0 if intrinsic == "none" else 0.3}
+    config = PersistConfig.model_validate({"train": {"algo": algo}, "viability": viability, "rewards": rewards})
+    assert config.algorithm_kwargs().get("replay_buffer_class") is buffer
+    named = config.zoo_entry().get("replay_buffer_class")
+    assert named == (buffer and f"get_class_by_name('persist_sb3.buffers.{buffer.__name__}')")
+
+
+def test_the_reference_file_recomputes_its_bonus(tmp_path: Path) -> None:
+    path = tmp_path / "gridlife.yml"
+    path.write_text(REFERENCE)
+    kwargs = PersistConfig.from_yaml(path).algorithm_kwargs()
+    assert kwargs == {
+        "policy": "MultiInputPolicy",
+        "batch_size": 1024,
+        "gamma": 0.995,
+        "train_freq": 64,
+        "gradient_steps": 64,
+        "replay_buffer_class": ExecutedActionRecomputedBonusDictReplayBuffer,
+    }
+
+
+def test_the_python_door_trains_on_bonuses_of_the_moment() -> None:
+    rewards = {"intrinsic": "rnd", "lambda_intr": 0.3}
+    config = PersistConfig.model_validate({**CARTPOLE, "rewards": rewards, "train": {"algo": "DQN", "batch_size": 8}})
+    rnd, *others = config.callbacks()
+    rnd.learning_starts = rnd.batch_size = 16  # type: ignore[attr-defined]
+    model = DQN(env=config.make_env(), buffer_size=200, learning_starts=16, seed=0, **config.algorithm_kwargs())
+    model.learn(96, callback=[rnd, *others])
+    buffer: Any = model.replay_buffer
+    assert type(buffer) is RecomputedBonusReplayBuffer
+    network: Any = model.persist.parts["rnd"]  # type: ignore[attr-defined]
+    now = 0.3 * float(network.unit) * network.error(buffer.next_observations[:96, 0])
+    np.testing.assert_allclose(buffer.bonus(np.arange(96), np.zeros(96, dtype=int)), now, rtol=1e-5)
+    assert (now > 0.0).all()
+
+
+@pytest.mark.parametrize(("algo", "env"), [("QRDQN", "CartPole-v1"), ("TQC", "GridLife-v0")])
+def test_risk_changes_the_policy_and_keeps_its_size(algo: str, env: str) -> None:
+    data = CARTPOLE if env == "CartPole-v1" else {}
+    config = PersistConfig.model_validate({**data, "train": {"algo": algo, "risk_alpha": 0.25}})
+    policy = {"QRDQN": RiskQRDQNPolicy, "TQC": RiskTQCMultiInputPolicy}[algo]
+    entry = _entry(config)
+    assert entry["policy"] == f"persist_sb3.risk.{policy.__name__}"
+    assert entry["policy_kwargs"] == {**_base_entry(config)["policy_kwargs"], "risk_alpha": 0.25}
+    kwargs = config.algorithm_kwargs()
+    assert kwargs["policy"] is policy
+    model = {"QRDQN": QRDQN, "TQC": TQC}[algo](env=config.make_env(), buffer_size=10, device="cpu", **kwargs)
+    assert model.policy.risk_alpha == 0.25
+    neutral = PersistConfig.model_validate({**data, "train": {"algo": algo}}).zoo_entry()
+    assert "policy" not in neutral and "policy_kwargs" not in neutral
+
+
+def test_a_criterion_asks_for_a_look_ahead() -> None:
+    for criterion in ("worst_case", "cvar"):
+        layer = shielded(criterion=criterion, conf=1.0).wrap(gym.make("CartPole-v1")).layer
+        assert (layer.mode, layer.lookahead.criterion, layer.lookahead.conf) == ("verify", criterion, 1.0)
+    assert "criterion" not in dict(shielded(horizon=3).layers())["ActionShield"]
+
+
+class Infos(BaseCallback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, Any]] = []
+
+    def _on_step(self) -> bool:
+        self.seen += self.locals["infos"]
+        return True
+
+
+def test_a_planner_stands_in_the_place_of_the_policy() -> None:
+    planner = {"horizon": 2, "conf": 1.0, "width": 4, "min_updates": 0, "target": ["x in [0.5, 1.0]"]}
+    viability = {**CARTPOLE["viability"], "planner": planner}
+    config = PersistConfig.model_validate({**CARTPOLE, "viability": viability, "train": {"model_rollouts": 3}})
+    env = config.make_env()
+    planning = env.layer.planning  # type: ignore[attr-defined]
+    assert (planning.horizon, planning.conf, planning.width, planning.rollouts) == (2, 1.0, 4, 3)
+    assert planning.samples == ReachAvoidPlannerLayer().planning.samples
+    callbacks, infos = config.callbacks(), Infos()
+    assert [type(callback).__name__ for callback in callbacks] == [
+        "ViabilityCallback",
+        "InternalModelCallback",
+        "WorldModelCallback",
+        "MetricsCallback",
+    ]
+    model = PPO(env=env, n_steps=8, n_epochs=1, device="cpu", **{**config.algorithm_kwargs(), "batch_size": 8})
+    model.learn(8, callback=[*callbacks, infos])
+    assert all({"feasible", "margin", "reached"} <= info["planner"].keys() for info in infos.seen)
+
+
+@pytest.mark.parametrize("scales", ["cost", "homeostat"])
+def test_a_cost_target_finds_the_weight_of_either_layer(scales: str) -> None:
+    rewards = {"cost_target": 0.1, "cost_scales": scales, "lambda_homeo": 0.7}
+    config = PersistConfig.model_validate({**CARTPOLE, "rewards": rewards})
+    assert ("CostPenalty" in dict(config.layers())) == (scales == "cost")
+    lagrange, *others = config.callbacks()
+    model = PPO(env=config.make_env(), n_steps=8, n_epochs=1, device="cpu", **config.algorithm_kwargs())
+    model.learn(8, callback=[lagrange, *others])
+    multiplier: Any = model.persist.parts["lagrange"]  # type: ignore[attr-defined]
+    # Before the first update; the homeostat begins with its declared weight.
+    assert multiplier.scales == scales and float(multiplier.value) == (0.0 if scales == "cost" else 0.7)
+
+
+def test_a_search_for_the_setpoint_comes_with_its_ranges() -> None:
+    state = {"mu_ranges": {"energy": [0.5, 0.9]}, "mu_search": {"episodes": 5, "share": 0.25}}
+    config = PersistConfig.model_validate({"internal_state": state})
+    search = config.callbacks()[0]
+    assert isinstance(search, SetpointCallback)
+    assert (search.episodes, search.share, search.window, search.startup) == (5, 0.25, 40, 8)
+    model = PPO(env=config.make_env(), n_steps=8, n_epochs=1, device="cpu", **config.algorithm_kwargs())
+    model.learn(8, callback=config.callbacks())
+    assert "setpoint_search" in model.persist.parts  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("algorithm", [PPO, MaskablePPO])
 def test_the_python_door_trains_with_a_shield(algorithm: Any) -> None:
     config = shielded("PPO_MASK" if algorithm is MaskablePPO else "PPO", min_updates=10)
@@ -286,3 +485,59 @@ def test_a_hidden_variable_gets_a_belief(belief: str, callback: str) -> None:
         "BeliefState",
         "ActionShield",
     ]
+
+
+def test_variables_are_seen_noisily_late_and_not_always() -> None:
+    state = {"noise": {"energy": 0.05}, "delay": {"temp": 2}, "dropout": {"integrity": 0.5}}
+    env = PersistConfig.model_validate({"internal_state": state}).make_env()
+    seen, true = [], []
+    for seed in range(12):
+        observation, info = env.reset(seed=seed)
+        rows = [(observation["internal"], info["internal"])]
+        for t in range(30):
+            observation, _, terminated, _, info = env.step(t % 5)
+            rows.append((observation["internal"], info["internal"]))
+            if terminated:
+                break
+        shown, truth = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+        np.testing.assert_allclose(shown[2:, 1], truth[:-2, 1], atol=1e-6)
+        seen.append(shown)
+        true.append(truth)
+    shown, truth = np.concatenate(seen), np.concatenate(true)
+    assert len(shown) > 150
+    assert np.std(shown[:, 0] - truth[:, 0]) == pytest.approx(0.05, rel=0.25)
+    missing = shown[:, 2] == 0.0
+    assert missing.mean() == pytest.approx(0.5, abs=0.12)
+    np.testing.assert_allclose(shown[~missing, 2], truth[~missing, 2], atol=1e-6)
+
+
+def test_a_belief_may_be_about_what_the_environment_hides_itself() -> None:
+    for data in (
+        {"env": {"name": "GridLifeHidden-v0"}},
+        {"env": {"name": "GridLifeDropout-v0"}},
+        {"env": {"kwargs": {"hidden": ["energy"]}}},
+    ):
+        env = PersistConfig.model_validate({**data, "internal_state": {"belief": "gru"}}).make_env()
+        assert "belief" in env.observation_space.spaces  # type: ignore[attr-defined]
+    simulated = {"initial": 1.0, "drain": 0.01}
+    state = {"dims": ["x", "fuel"], "mu": [0, 1], "source": {"x": "obs[0]", "fuel": simulated}, "belief": "gru"}
+    unseen = {**CARTPOLE, "internal_state": state, "viability": {"constraints": ["abs(x) <= 2.0", "fuel >= 0.2"]}}
+    unseen["rewards"] = {"lambda_homeo": 0}
+    assert PersistConfig.model_validate(unseen).make_env().observation_space.shape == (6,)
+    with pytest.raises(ValueError, match="nothing to estimate: CartPole-v1 shows x, fuel"):
+        PersistConfig.model_validate({**unseen, "internal_state": {**state, "append": True}})
+
+
+def test_the_filter_knows_the_noise() -> None:
+    state = {"noise": {"energy": 0.05}, "belief": "ekf"}
+    layers = dict(PersistConfig.model_validate({"internal_state": state}).layers())
+    assert layers["PartialObservation"] == {"noise": {"energy": 0.05}}
+    assert layers["BeliefState"]["measurement_noise"] == {"energy": 0.05}
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in ENV_IDS if "Continuous" not in env_id])
+def test_every_gridlife_has_a_form_for_box_actions(env_id: str) -> None:
+    config = PersistConfig.model_validate({"env": {"name": env_id}, "train": {"algo": "SAC"}})
+    continuous, discrete = gym.make(config.env_id), gym.make(env_id)
+    assert isinstance(continuous.action_space, gym.spaces.Box)
+    assert continuous.observation_space == discrete.observation_space

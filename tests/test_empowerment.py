@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from persist_sb3.buffers import ExecutedActionRecomputedBonusDictReplayBuffer
 from persist_sb3.callbacks import EmpowermentCallback, InternalModelCallback, WorldModelCallback
 from persist_sb3.config import PersistConfig
 from persist_sb3.envs.dynamics import GridLifeParams, tables
@@ -602,6 +603,7 @@ def test_a_schedule_lowers_what_is_paid() -> None:
 def test_rides_in_the_zip_and_resumes(tmp_path: Path, estimator: Any) -> None:
     model = make_model(make_vec())
     trained = EmpowermentCallback(estimator=estimator, **QUICK)
+    trained.unit.set_factor(0.5)
     model.learn(192, callback=[WorldModelCallback(**SMALL), trained])
     model.save(tmp_path / "model.zip")
     again = PPO.load(tmp_path / "model.zip", env=model.get_env())
@@ -620,8 +622,10 @@ def test_rides_in_the_zip_and_resumes(tmp_path: Path, estimator: Any) -> None:
 
     again.learn(64, callback=[WorldModelCallback(**SMALL), resumed, Unchanged(), bonuses], reset_num_timesteps=False)
     assert resumed.updates > trained.updates
-    # Paid from the first step on.
-    assert np.array(bonuses.rows)[:16, :, 0].max() > 0.0
+    # Paid from the first step on, and half of it, as before.
+    paid = np.array(bonuses.rows)
+    assert paid[:16, :, 0].max() > 0.0
+    np.testing.assert_allclose(paid[..., 0], 0.5 * 0.5 * paid[..., 1] / resumed.actor.full, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -717,13 +721,19 @@ def test_the_reference_file_trains() -> None:
         elif hasattr(callback, "learning_starts"):
             callback.learning_starts = 32
     venv = persist.wrap_vec(DummyVecEnv([lambda: gym.make(persist.env_id, **persist.env_kwargs)] * 2))
-    model = SAC("MultiInputPolicy", venv, learning_starts=64, train_freq=8, batch_size=32, seed=0, device="cpu")
+    quick = {"learning_starts": 64, "train_freq": 8, "gradient_steps": 1, "batch_size": 32}
+    model = SAC(env=venv, seed=0, device="cpu", buffer_size=1000, **{**persist.algorithm_kwargs(), **quick})
     bonuses = Bonuses()
     model.learn(256, callback=[*callbacks, bonuses])
     part = model.persist.parts["empowerment"]  # type: ignore[attr-defined]
     assert part.estimator == "logdet" and int(part.updates) > 2 and float(part.unit) > 0.0
     paid = np.array(bonuses.rows)
     np.testing.assert_allclose(paid[-1, :, 0], 0.3 * paid[-1, :, 1] * float(part.unit), rtol=1e-6)
+    # The first steps were not paid, and are now.
+    buffer: Any = model.replay_buffer
+    assert isinstance(buffer, ExecutedActionRecomputedBonusDictReplayBuffer)
+    np.testing.assert_array_equal(buffer.bonuses[:16], 0.0)
+    assert (buffer.bonus(np.arange(16), np.zeros(16, dtype=int)) > 0.0).any()
 
 
 # GridLife

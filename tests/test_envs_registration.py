@@ -45,6 +45,14 @@ def test_spaces_are_those_of_the_names() -> None:
     assert gym.make("GridLifeExplore-v0").observation_space == env.observation_space
 
 
+def test_every_id_has_a_twin_with_box_actions() -> None:
+    discrete = [env_id for env_id in ENV_IDS if "Continuous" not in env_id]
+    twins = {env_id.replace("GridLife", "GridLifeContinuous") for env_id in discrete}
+    assert twins == set(ENV_IDS) - set(discrete) and len(discrete) == 12
+    for env_id in twins:
+        assert gym.make(env_id).action_space == spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
 def test_exploring_pays_each_tile_once() -> None:
     env = gym.make("GridLifeExplore-v0", slip=0.0, hazards=0, food=0, ringed_food=0, hot_spots=0, cold_spots=0)
     env.reset(seed=0)

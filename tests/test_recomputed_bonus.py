@@ -23,14 +23,22 @@ from persist_sb3.buffers import (
     RecomputedBonusReplayBuffer,
 )
 from persist_sb3.buffers.transitions import Transitions
-from persist_sb3.callbacks import MetricsCallback, PersistCallback, RNDCallback, WorldModelCallback, world_model
+from persist_sb3.callbacks import (
+    CurriculumCallback,
+    EmpowermentCallback,
+    MetricsCallback,
+    PersistCallback,
+    RNDCallback,
+    WorldModelCallback,
+    world_model,
+)
 from persist_sb3.intrinsic import Moves, Surprise
 from persist_sb3.wrappers import (
-    EmpowermentBonus,
     InternalState,
     RNDBonus,
     SMiRLBonus,
     SurpriseBonus,
+    VecEmpowermentBonus,
     VecInternalState,
     VecRNDBonus,
     VecSMiRLBonus,
@@ -160,6 +168,50 @@ def test_but_for_the_reward_a_batch_is_that_of_sb3(observation: str) -> None:
             assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
     assert samples[0].rewards.shape == samples[1].rewards.shape
     assert samples[0].rewards.dtype == samples[1].rewards.dtype
+
+
+def flat(venv: VecEnv, observation: Any) -> np.ndarray:
+    """
+    :return: what gymnasium makes of each environment's observation, ``(n, D)``
+    """
+    rows = [tree_map(lambda leaf, i=i: leaf[i], observation) for i in range(venv.num_envs)]
+    return np.array([spaces.flatten(venv.observation_space, row) for row in rows])
+
+
+@pytest.mark.parametrize("observation", ["box", "dict"])
+def test_empowerment_is_that_of_the_network_asked_now(observation: str) -> None:
+    venv = VecInternalState(DummyVecEnv([partial(Walker, observation, "box")] * 2), **LIMITS, append=True)
+    callback = EmpowermentCallback(min_updates=2, warm_up=2, learning_starts=8, batch_size=16, train_freq=4)
+    world = WorldModelCallback(**SMALL)
+    _, buffer, ledger = train(VecEmpowermentBonus(venv, weight=0.5), world, callback)
+    model = callback.actor
+    expected = []
+    for step in ledger.steps:
+        rows = flat(venv, step.next_observation)
+        state = torch.as_tensor(np.concatenate([rows, step.next_internal], axis=1), dtype=torch.float32)
+        with torch.no_grad():
+            nats = model(state).clamp(0.0, model.bound)
+        expected.append(0.5 * float(model.unit) * nats.numpy())
+    assert float(model.unit) > 0.0 and np.max(expected) > 0.0
+    np.testing.assert_allclose(
+        buffer.bonus(*everything(buffer)).reshape(buffer.size(), 2), expected, rtol=1e-3, atol=1e-5
+    )
+    # At first nothing was paid.
+    np.testing.assert_array_equal(buffer.bonuses[:8], 0.0)
+
+
+def test_the_stage_of_a_curriculum_counts_too() -> None:
+    stages = [{"steps": 80, "intr_factor": 0.25}]
+    curriculum, rnd = CurriculumCallback(stages), RNDCallback(**QUICK)
+    model, buffer, ledger = train(make_env(), curriculum, rnd, steps=64)
+    novelty = model.persist.parts["rnd"]
+    for share in (0.25, 1.0):
+        expected = [
+            share * 0.7 * float(novelty.unit) * novelty.error(novelty.encode(step.next_observation))
+            for step in ledger.steps
+        ]
+        np.testing.assert_allclose(buffer.bonus(*everything(buffer)).reshape(-1, 2), expected, rtol=1e-5)
+        curriculum.in_force.stage.fill_(1)
 
 
 def test_what_has_been_learned_since_is_no_longer_new() -> None:
@@ -310,7 +362,7 @@ def test_wrong_wiring_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"no callback has bound it: train with the layer's callback"):
         make_model(make_env()).learn(8)
     bare = VecInternalState(DummyVecEnv([partial(Walker, "box", "box")]), **LIMITS)
-    with pytest.raises(RuntimeError, match="there are none: wrap the environment in RNDBonus"):
+    with pytest.raises(RuntimeError, match="there are none: wrap the environment in RNDBonus, SurpriseBonus or"):
         make_model(bare).learn(8, callback=MetricsCallback())
     inner = VecInternalState(DummyVecEnv([partial(Walker, "box", "box")]), **LIMITS)
     whole_episode = VecRNDBonus(VecSMiRLBonus(inner))
@@ -319,9 +371,6 @@ def test_wrong_wiring_is_refused() -> None:
     inside = DummyVecEnv([lambda: SMiRLBonus(InternalState(Walker("box", "box"), **LIMITS))])
     with pytest.raises(RuntimeError, match="cannot recompute the bonus of SMiRLBonus"):
         make_model(inside).learn(8, callback=MetricsCallback())
-    beside = DummyVecEnv([lambda: EmpowermentBonus(RNDBonus(InternalState(Walker("box", "box"), **LIMITS)))])
-    with pytest.raises(RuntimeError, match="cannot recompute the bonus of EmpowermentBonus"):
-        make_model(beside).learn(8, callback=RNDCallback(**QUICK))
 
 
 @pytest.mark.parametrize(

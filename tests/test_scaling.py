@@ -94,6 +94,8 @@ def test_a_unit_is_a_schedule_over_a_deviation() -> None:
     assert resumed.take_mean() is None
     assert resumed.scale.std == pytest.approx(scale.std)
     assert resumed.at(0.5) == pytest.approx(0.5 * 0.2)
+    resumed.forget()
+    assert resumed.scale.measured == 0 and resumed.at(0.5) == pytest.approx(0.5 * 0.2)
 
 
 def test_nothing_is_divided_by_zero() -> None:

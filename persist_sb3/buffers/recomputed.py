@@ -26,9 +26,10 @@ TERM = "intrinsic"
 
 class RecomputedBonusReplayBuffer(ReplayBuffer):
     """
-    SB3's replay buffer for environments with bonus layers (``RNDBonus``, ``SurpriseBonus``). It splits the reward into
-    what the layers' bonuses brought at the time, :attr:`bonuses`, and the rest, :attr:`rewards`. A batch has
-    ``rest + sum(weight * unit * score)``, by the models, units and schedules of the moment it is drawn at.
+    SB3's replay buffer for environments with bonus layers (``RNDBonus``, ``SurpriseBonus``, ``EmpowermentBonus``). It
+    splits the reward into what the layers' bonuses brought at the time, :attr:`bonuses`, and the rest,
+    :attr:`rewards`. A batch has ``rest + sum(weight * unit * score)``, by the models, units and schedules of the moment
+    it is drawn at, and times the ``intr_factor`` of a curriculum's stage, if there is one.
 
     The callbacks of this package bind it to the layers and models at the beginning of training. Which transitions are
     drawn is what SB3's buffer would draw. Saved, it is without the models; those are saved with the policy.
@@ -106,9 +107,11 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
             raise RuntimeError(
                 f"{type(self).__name__} recomputes what bonus layers pay, and "
                 + (
-                    "no callback has bound it: train with the layer's callback (RNDCallback, WorldModelCallback)"
+                    "no callback has bound it: train with the layer's callback (RNDCallback, WorldModelCallback, "
+                    "EmpowermentCallback)"
                     if step is None
-                    else "there are none: wrap the environment in RNDBonus or SurpriseBonus, or use SB3's buffer"
+                    else "there are none: wrap the environment in RNDBonus, SurpriseBonus or EmpowermentBonus, "
+                    "or use SB3's buffer"
                 )
             )
         if self._internal is None:
@@ -143,7 +146,8 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
             unit = kind.unit(self._parts)
             if weight * unit:
                 total += weight * unit * kind.score(self._parts, moves)
-        return total
+        stage = self._parts.get("curriculum")
+        return total if stage is None else stage.demands.intr_factor * total
 
     def _get_samples(self, batch_inds: NDArray[np.intp], env: VecNormalize | None = None) -> Any:
         # As SB3 draws them, and nothing else.

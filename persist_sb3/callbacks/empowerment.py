@@ -17,11 +17,11 @@ from persist_sb3.intrinsic.empowerment import Empowerment, Estimator, check_esti
 from persist_sb3.intrinsic.gaussian import GaussianEstimator, check_gaussian
 from persist_sb3.intrinsic.likelihood import LikelihoodEstimator
 from persist_sb3.intrinsic.outcomes import Outcomes, target_columns
+from persist_sb3.intrinsic.unit import BonusFactor
 from persist_sb3.models.imagination import Dynamics, KnownDynamics, LatentDynamics, LearnedDynamics
 from persist_sb3.models.latent import LatentModel
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.paths import locate, parse_path
-from persist_sb3.schedules import make_schedule
 from persist_sb3.shield.lookahead import Function, trained
 
 
@@ -42,10 +42,10 @@ class EmpowermentCallback(LearningCallback):
     What an agent can decide depends on what is looked at: by default the whole next state, observation and internal
     variables, and ``target`` chooses a part, the agent's place for instance.
 
-    The factor that a schedule gives changes between rollouts only. Logs under ``persist/empowerment/``: ``loss`` (mean
-    square of what the network gets wrong, in squares of its unit), ``estimate`` (mean of the newest estimates, nats),
-    ``mean`` (of what the layer publishes, nats), ``bound`` (no estimate is greater, nats; not where there is none),
-    ``factor``; and of InfoNCE ``critic_loss``.
+    The factor that a schedule gives changes between rollouts only, and ``callback.unit.set_factor(...)`` scales it
+    further. Logs under ``persist/empowerment/``: ``loss`` (mean square of what the network gets wrong, in squares of
+    its unit), ``estimate`` (mean of the newest estimates, nats), ``mean`` (of what the layer publishes, nats),
+    ``bound`` (no estimate is greater, nats; not where there is none), ``factor``; and of InfoNCE ``critic_loss``.
 
     :param horizon: actions in a sequence, ``k``
     :param estimator: see :class:`~persist_sb3.intrinsic.Empowerment`. Default: ``"logdet"`` for Box actions, else
@@ -158,7 +158,8 @@ class EmpowermentCallback(LearningCallback):
         self.net_arch = net_arch
         self.states = states
         self.estimates = estimates
-        self._factor = make_schedule(schedule)
+        #: Of the bonus. ``Empowerment.full`` is its natural unit, so no deviation is measured.
+        self.unit = BonusFactor(schedule)
 
     def _make(self, spec: StateSpec) -> Empowerment:
         try:
@@ -179,6 +180,16 @@ class EmpowermentCallback(LearningCallback):
             for variable, name in enumerate(spec.viability.dims)
             if name in entries and len(locate(parse_path(entries[name])[1], space).columns(space)) == 1
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: counters, optimiser, random generator, and the factor of the bonus
+        """
+        return {**super().state_dict(), "unit": self.unit.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.unit.load_state_dict(state["unit"])
 
     def _on_training_start(self) -> None:
         siblings = list(iter_callbacks(self.locals["callback"]))
@@ -251,7 +262,7 @@ class EmpowermentCallback(LearningCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        factor = self._factor(self.model._current_progress_remaining)
+        factor = self.unit.at(self.model._current_progress_remaining)
         paid = factor / self.actor.full if int(self.learner.updates) >= self.warm_up else 0.0
         for model in (self.learner, self.actor):
             model.unit.fill_(paid)

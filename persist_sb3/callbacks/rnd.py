@@ -124,7 +124,7 @@ class RNDCallback(LearningCallback):
 
     def _on_training_start(self) -> None:
         if self.state.parts.get(f"{self.name}_training") is not self:
-            self.unit = BonusUnit(self.schedule, self.gamma)
+            self.unit.forget()
         super()._on_training_start()
         num_envs = self.training_env.num_envs
         self._rate = min(1.0, FULL_RATE_ENVS / num_envs)

@@ -134,7 +134,7 @@ class WorldModelCallback(DynamicsCallback):
 
     def _on_training_start(self) -> None:
         if self.state.parts.get(f"{self.name}_training") is not self:
-            self.unit = BonusUnit(self.schedule, self.gamma)
+            self.unit.forget()
         self._shared_unit = SurpriseUnit()
         self.state.register(UNIT, self._shared_unit, shared=True)
         self._surprises: list[float] = []

@@ -9,10 +9,7 @@ import gymnasium as gym
 ENV_IDS: dict[str, dict[str, object]] = {
     "GridLife-v0": {},
     "GridLifeFlat-v0": {"flat": True},
-    "GridLifeContinuous-v0": {"continuous": True},
-    "GridLifeContinuousFlat-v0": {"continuous": True, "flat": True},
     "GridLifeScent-v0": {"scent": True},
-    "GridLifeContinuousScent-v0": {"scent": True, "continuous": True},
     "GridLifeHidden-v0": {"hidden": ["energy"]},
     "GridLifeMemory-v0": {},
     "GridLifeScentMemory-v0": {"scent": True},
@@ -36,6 +33,9 @@ ENV_IDS: dict[str, dict[str, object]] = {
     "GridLifeRare-v0": {"hazards": 6, "ring_hazards": 2, "hazard_damage": 0.35},
     "GridLifeDropout-v0": {"dropout": 0.3},
 }
+#: And of each the form with Box actions: GridLifeContinuousFlat-v0.
+CONTINUOUS_IDS = {env_id.replace("GridLife", "GridLifeContinuous", 1): env_id for env_id in ENV_IDS}
+ENV_IDS |= {continuous: {**ENV_IDS[discrete], "continuous": True} for continuous, discrete in CONTINUOUS_IDS.items()}
 
 #: Registered ids of :class:`~persist_sb3.envs.navigation.NavigationEnv`, and the keywords that make each.
 NAVIGATION_IDS: dict[str, dict[str, object]] = {"Navigation1-v0": {"layout": 1}, "Navigation2-v0": {"layout": 2}}
@@ -52,7 +52,7 @@ def register_envs() -> None:
     """Make the ids known to ``gymnasium.make`` and ``gymnasium.make_vec``; doing it again changes nothing."""
     for env_id, kwargs in ENV_IDS.items():
         if env_id not in gym.registry:
-            one, many = ENTRY_POINTS.get(env_id, GRIDLIFE)
+            one, many = ENTRY_POINTS.get(CONTINUOUS_IDS.get(env_id, env_id), GRIDLIFE)
             gym.register(
                 env_id,
                 entry_point=one,

@@ -2,13 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from persist_sb3.intrinsic.bonus import Moves
 from persist_sb3.intrinsic.contrastive import SequenceCritic
 from persist_sb3.intrinsic.sequences import SequenceSource
 from persist_sb3.models.base import Model
@@ -146,6 +148,29 @@ class Empowerment(Model):
             return np.zeros(len(state))
         value = self._fast(self._fast_standardizer(state))[0, :, 0].astype(np.float64)
         return np.minimum(np.maximum(self.full * value, 0.0), self.bound)
+
+
+@dataclass(frozen=True)
+class Control:
+    """What :class:`Empowerment` says of the next state."""
+
+    parts: ClassVar[tuple[str, ...]] = ("empowerment",)
+
+    def score(self, parts: Mapping[str, Any], moves: Moves) -> NDArray[np.float64]:
+        """
+        :param parts: ``empowerment``
+        :param moves: ``n`` transitions
+        :return: nats, ``(n,)``
+        """
+        model: Empowerment = parts["empowerment"]
+        return model.value(model.spec.encode(moves.next_observation, moves.next_internal))
+
+    def unit(self, parts: Mapping[str, Any]) -> float:
+        """
+        :param parts: ``empowerment``
+        :return: what a nat is multiplied with
+        """
+        return float(parts["empowerment"].unit)
 
 
 def check_estimator(estimator: str | None, horizon: int, negatives: int) -> None:

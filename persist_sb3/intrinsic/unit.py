@@ -11,31 +11,23 @@ from persist_sb3.intrinsic.scaling import ForwardScale
 from persist_sb3.schedules import make_schedule
 
 
-class BonusUnit:
+class BonusFactor:
     """
-    The number that a score is multiplied with to be a bonus of weight 1: ``schedule * factor / std``, where ``std`` is
-    the running deviation of the score's discounted sum (:class:`~persist_sb3.intrinsic.ForwardScale`). With the layer's
-    ``weight`` it makes up ``lambda_I``. Callbacks that own one ask for it between rollouts only, so that one rollout's
-    advantages are in one unit.
+    What ``lambda_I``, a layer's ``weight``, is multiplied with: ``schedule * factor``. Callbacks that own one ask for
+    it between rollouts only, so that one rollout's advantages are in one unit.
 
     :param schedule: over training, see :func:`~persist_sb3.schedules.make_schedule`
-    :param gamma: discount factor of the sum, in ``[0, 1)``
-    :raises ValueError: if a parameter is out of its range
+    :raises ValueError: if the schedule is none
     """
 
-    def __init__(self, schedule: float | str | Schedule = 1.0, gamma: float = 0.99) -> None:
+    def __init__(self, schedule: float | str | Schedule = 1.0) -> None:
         self.schedule = make_schedule(schedule)
-        self.gamma = gamma
-        #: What others, such as a curriculum, scale ``lambda_I`` by.
+        #: On top of the schedule.
         self.factor = 1.0
-        self._scale = ForwardScale(gamma)
-        # Taken in all at once: a few calls a rollout, and not a step.
-        self._pending: list[NDArray[np.float64] | list[float]] = []
-        self._recent = (0, 0.0)
 
     def set_factor(self, factor: float) -> None:
         """
-        Scale ``lambda_I`` from the next rollout on, on top of the schedule. It is saved with the unit.
+        Scale ``lambda_I`` from the next rollout on, on top of the schedule. It is saved with the model.
 
         :param factor: at least 0
         :raises ValueError: if it is negative or not finite
@@ -43,6 +35,49 @@ class BonusUnit:
         if not 0.0 <= factor < np.inf:
             raise ValueError(f"factor={factor} must be at least 0 and finite")
         self.factor = float(factor)
+
+    def at(self, progress_remaining: float) -> float:
+        """
+        :param progress_remaining: 1 at the beginning of training, 0 at its end
+        :return: ``schedule * factor``
+        """
+        return self.schedule(progress_remaining) * self.factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: the factor
+        """
+        return {"factor": self.factor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """
+        :param state: what :meth:`state_dict` returned
+        """
+        self.factor = state["factor"]
+
+
+class BonusUnit(BonusFactor):
+    """
+    The number that a score is multiplied with to be a bonus of weight 1: ``schedule * factor / std``, where ``std`` is
+    the running deviation of the score's discounted sum (:class:`~persist_sb3.intrinsic.ForwardScale`). With the layer's
+    ``weight`` it makes up ``lambda_I``.
+
+    :param schedule: over training, see :func:`~persist_sb3.schedules.make_schedule`
+    :param gamma: discount factor of the sum, in ``[0, 1)``
+    :raises ValueError: if a parameter is out of its range
+    """
+
+    def __init__(self, schedule: float | str | Schedule = 1.0, gamma: float = 0.99) -> None:
+        super().__init__(schedule)
+        self.gamma = gamma
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to measure anew, with the same schedule and factor: another training is about to begin."""
+        self._scale = ForwardScale(self.gamma)
+        # Taken in all at once: a few calls a rollout, and not a step.
+        self._pending: list[NDArray[np.float64] | list[float]] = []
+        self._recent = (0, 0.0)
 
     def measure(self, scores: NDArray[np.float64] | list[float]) -> None:
         """
@@ -68,13 +103,6 @@ class BonusUnit:
         (count, total), self._recent = self._recent, (0, 0.0)
         return total / count if count else None
 
-    def at(self, progress_remaining: float) -> float:
-        """
-        :param progress_remaining: 1 at the beginning of training, 0 at its end
-        :return: ``schedule * factor``
-        """
-        return self.schedule(progress_remaining) * self.factor
-
     def restart(self, num_envs: int) -> None:
         """
         :param num_envs: how many environments follow; if they are others, their sums begin at nothing
@@ -86,7 +114,7 @@ class BonusUnit:
         """
         :return: what was measured, and the factor
         """
-        return {"scale": self.scale.state_dict(), "factor": self.factor}
+        return {**super().state_dict(), "scale": self.scale.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
@@ -94,4 +122,4 @@ class BonusUnit:
         """
         self._pending.clear()
         self._scale.load_state_dict(state["scale"])
-        self.factor = state["factor"]
+        super().load_state_dict(state)

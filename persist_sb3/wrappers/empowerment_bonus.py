@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.intrinsic.empowerment import Empowerment
+from persist_sb3.intrinsic.empowerment import Control, Empowerment
 from persist_sb3.models.prepared import Views
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
@@ -30,6 +30,8 @@ class EmpowermentBonusLayer(BonusLayer):
     :raises ValueError: if it is out of its range
     :raises TypeError: if the observation is an image
     """
+
+    pays = Control()
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__(weight)
