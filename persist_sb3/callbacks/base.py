@@ -86,9 +86,9 @@ class PersistCallback(BaseCallback):
         self.model.persist = self.state  # type: ignore[attr-defined]
         self.store = _stores.setdefault(self.model, TransitionStore())
         self.store.attach(self.model)
+        self._wiring_checked = False
 
     def _on_training_start(self) -> None:
-        self._wiring_checked = False
         bind_all(self.training_env, self.state, training=True)
         self._bind_replay_buffer()
         for callback in iter_callbacks(self.locals["callback"]):
