@@ -27,6 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["persist-sb3"])
+        patch.setattr("persist_sb3.state._last_loaded", None)
         hub.install(patch, folder / "hub")
         assert push(hub.make_run(), REPO, episodes=4, seed=3) == f"https://huggingface.co/{REPO}"
     return folder
@@ -37,6 +38,7 @@ def there(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
     """Somebody else's folder, who sees the same Hub."""
     hub.install(monkeypatch, trained / "hub")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("persist_sb3.state._last_loaded", None)
     return tmp_path
 
 
@@ -61,7 +63,7 @@ def test_rl_zoo3_finds_it_too(trained: Path, there: Path, monkeypatch: pytest.Mo
     assert lives(there / hub.RUN) == lives(trained / hub.RUN)
 
 
-def test_the_card_says_what_a_report_says(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_says_what_a_report_says(trained: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
     report([str(hub.RUN), "--episodes", "4", "--seed", "3", "--video", "none", "--output", "report"])
     expected = json.loads(Path("report", "summary.json").read_text())["runs"][0]["evaluation"]
