@@ -162,7 +162,16 @@ def test_yaml_blocks_are_parts_of_a_hyperparameter_file(
     file = tmp_path / "entry.yml"
     file.write_text(yaml.safe_dump({env_id: entry}))
     manager = ExperimentManager(
-        argparse.Namespace(), algo, env_id, str(tmp_path), n_timesteps=64, eval_freq=-1, config=str(file), device="cpu"
+        argparse.Namespace(),
+        algo,
+        env_id,
+        str(tmp_path),
+        n_timesteps=64,
+        eval_freq=-1,
+        config=str(file),
+        log_interval=-1,
+        verbose=0,
+        device="cpu",
     )
     experiment = manager.setup_experiment()
     assert experiment is not None
