@@ -175,9 +175,10 @@ def _stage(run: Run, folder: Path) -> None:
     :param folder: filled as rl-zoo3 fills a repository
     :raises RunError: if the run has no agent yet
     """
-    if run.model_path is None:
+    agent = run.model_path
+    if agent is None:
         raise RunError(f"{run.folder}: no agent has been saved yet")
-    shutil.copy(run.model_path, folder / ModelName(run.algo, EnvironmentName(run.env_id)).filename)
+    shutil.copy(agent, folder / ModelName(run.algo, EnvironmentName(run.env_id)).filename)
     for ours, theirs in PARAMETERS.items():
         if (run.parameters / ours).is_file():
             shutil.copy(run.parameters / ours, folder / theirs)
@@ -294,9 +295,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if own.command == "push":
             import_packages(own.gym_packages)
-            kwargs = {"episodes": own.episodes, "seed": own.seed, "deterministic": not own.stochastic}
             with console.status("evaluating and uploading"):
-                told = push(own.run, own.repo, private=own.private, **kwargs)
+                told = push(
+                    own.run,
+                    own.repo,
+                    episodes=own.episodes,
+                    seed=own.seed,
+                    deterministic=not own.stochastic,
+                    private=own.private,
+                )
         else:
             told = str(pull(own.repo, own.folder, revision=own.revision))
     except (ImportError, OSError, RuntimeError, ValueError) as error:
