@@ -18,7 +18,7 @@ import typer
 import yaml
 from packaging.requirements import Requirement
 from rl_zoo3.utils import ALGOS
-from tensorboard import default, program
+from tensorboard import default, program  # type: ignore[import-untyped]
 
 from persist_sb3 import dashboards, demonstrate, enjoy, explain, hub, hyperparams, report, train
 from persist_sb3.__main__ import app
