@@ -331,7 +331,12 @@ def test_the_first_commands_of_a_newcomer_do_what_they_say(with_hub: Path, monke
 
 #: Their own environments are in examples/, and trained in test_problems.py.
 ELSEWHERE = {"docs/problems.md"}
-TO_RUN = [page for page in PAGES if name_of(page) not in ELSEWHERE and any(own(c.words) for c in commands(page))]
+TO_RUN = [
+    page
+    for page in PAGES
+    if name_of(page) not in ELSEWHERE
+    and any(own(each.words) or "persist_sb3.hub" in each.words for each in commands(page))
+]
 
 
 @pytest.mark.slow
