@@ -89,6 +89,8 @@ def commands(page: Path) -> list[Command]:
     """
     found = [Command(block.where, words(line)) for block in blocks(page, "bash") for line in lines(block.text)]
     prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    # What is still being typed is no command yet.
+    prose = re.sub(r"^\| TAB after .*?\n\n", "", prose, flags=re.DOTALL | re.MULTILINE)
     found += [Command(name_of(page), words(match[1])) for match in INLINE.finditer(prose)]
     return [each for each in found if each.words and "COMMAND" not in each.words]
 
