@@ -16,7 +16,7 @@ author = "The persist-sb3 authors"
 version = release = persist_sb3.__version__
 html_title = f"persist-sb3 {version}"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_copy_source = False
 exclude_patterns = ["_build"]

@@ -48,14 +48,15 @@ class Run:
         found = sorted(self.folder.glob("*/args.yml"))
         if len(found) != 1:
             raise RunError(f"{self.folder} is not the folder of one run: {self._what_is_wrong(len(found))}")
-        self._parameters = found[0].parent
+        #: Where rl-zoo3 keeps its ``args.yml``, ``config.yml`` and the statistics of ``VecNormalize``.
+        self.parameters = found[0].parent
         try:
             self.arguments = dict(yaml.load(found[0].read_text(encoding="utf-8"), Loader=yaml.UnsafeLoader))
-            self._config, self._stats_path = get_saved_hyperparams(str(self._parameters), test_mode=True)
+            self._config, self._stats_path = get_saved_hyperparams(str(self.parameters), test_mode=True)
             self.algo: str = self.arguments["algo"]
             self.env_id: str = self.arguments["env"]
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{self._parameters}: args.yml or config.yml is damaged ({error})") from error
+            raise RunError(f"{self.parameters}: args.yml or config.yml is damaged ({error})") from error
 
     def _what_is_wrong(self, found: int) -> str:
         if not self.folder.is_dir():
@@ -86,7 +87,7 @@ class Run:
     @property
     def model_path(self) -> Path | None:
         """The agent: the final one; while there is none, the best so far, or else the last checkpoint."""
-        final, best = self.folder / f"{self._parameters.name}.zip", self.folder / "best_model.zip"
+        final, best = self.folder / f"{self.parameters.name}.zip", self.folder / "best_model.zip"
         checkpoints = self.folder.glob("rl_model_*_steps.zip")
         last = max(checkpoints, key=lambda path: int(path.stem.split("_")[-2]), default=None)
         return next((path for path in (final, best) if path.is_file()), last)

@@ -75,6 +75,8 @@ class PersistCallback(BaseCallback):
 
     state: PersistState
     store: TransitionStore
+    #: Until training starts, and where a callback has nothing to do in it, there is nothing to check.
+    _wiring_checked = True
 
     def __init__(self, log_path: str | os.PathLike[str] | None = None, verbose: int = 0) -> None:
         super().__init__(verbose)
