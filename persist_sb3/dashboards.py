@@ -8,7 +8,7 @@ by :class:`~persist_sb3.callbacks.TensorBoardCallback`.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +43,11 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
     ),
     "Violations": (
         Chart("violations per 1000 steps", ("persist/violations_per_1k_steps",)),
+        Chart("steps in violation so far", ("persist/violations",)),
         Chart("deaths by constraint", ("persist/deaths/.*",), regex=True),
         Chart("satisfaction by variable", ("persist/satisfaction/.*",), regex=True),
         Chart("smallest margin", ("persist/min_margin",)),
+        Chart("price of a violation", ("persist/lagrange/.*",), regex=True),
     ),
     "Rewards": (
         Chart("reward terms a step", ("persist/reward_terms/.*",), regex=True),
@@ -58,16 +60,19 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
         Chart("surprise", ("persist/surprise/.*",), regex=True),
         Chart("empowerment", ("persist/empowerment/.*",), regex=True),
         Chart("policy entropy", ("persist/policy_entropy",)),
+        Chart("setpoint", ("persist/setpoint/.*",), regex=True),
     ),
     "Shield": (
         Chart("intervention rate", ("persist/intervention_rate",)),
         Chart("calibration error", ("persist/calibration_error",)),
         Chart("threshold, and what it keeps", ("persist/calibration/.*",), regex=True),
+        Chart("safety network", ("persist/safety/.*",), regex=True),
     ),
     "Models": (
         Chart("world model", ("persist/world_model/.*",), regex=True),
         Chart("internal model", ("persist/internal_model/.*",), regex=True),
         Chart("viability critic", ("persist/viability/.*",), regex=True),
+        Chart("belief", ("persist/belief/.*",), regex=True),
         Chart("curriculum", ("persist/curriculum/.*",), regex=True),
     ),
 }
@@ -103,6 +108,28 @@ PLOTS: dict[str, tuple[str, dict[str, str]]] = {
     "lines": ("wandb/lineseries/v0", {"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"}),
     "bars": ("wandb/bar/v0", {"label": "constraint", "value": "steps"}),
 }
+
+
+def name_layers(layers: Sequence[str]) -> str:
+    """
+    :param layers: around an environment, in their gymnasium form, the innermost first
+    :return: what runs with these layers are grouped by
+    """
+    return "+".join(layers) or "none"
+
+
+def listed_layers(entry: Mapping[str, Any]) -> list[str]:
+    """
+    :param entry: hyperparameters in rl-zoo3's form, such as those of
+        :meth:`PersistConfig.zoo_entry <persist_sb3.config.PersistConfig.zoo_entry>`
+    :return: this package's layers in it, in their gymnasium form, the innermost first
+    """
+    listed: list[Any] = []
+    for key in ("env_wrapper", "vec_env_wrapper"):
+        layers = entry.get(key) or []
+        listed += [layers] if isinstance(layers, str | Mapping) else layers
+    paths = [each if isinstance(each, str) else next(iter(each)) for each in listed]
+    return [path.rpartition(".")[2].removeprefix("Vec") for path in paths if path.startswith("persist_sb3.")]
 
 
 def tensorboard_layout() -> dict[str, dict[str, list[Any]]]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from persist_sb3.evaluation import Episode
 from persist_sb3.metrics import EpisodeRecord, survival_curve
-from persist_sb3.summary import bonus_names, intrinsic_by_time_alive, mean_interval
+from persist_sb3.shield.calibration import Outcomes
+from persist_sb3.summary import bonus_names, intrinsic_by_time_alive, mean_interval, wilson_interval
 from persist_sb3.viability import ViabilitySet
 
 Floats = NDArray[np.float64]
@@ -299,6 +300,37 @@ def intrinsic(runs: Mapping[str, Sequence[EpisodeRecord]], groups: int = 10) -> 
         _direct_labels(axes, ends, colours(list(runs)))
     column[-1].set_xlabel("time alive (steps)")
     column[-1].set_xlim(left=0)
+    return figure
+
+
+@styled
+def calibration(outcomes: Outcomes) -> Figure:
+    """
+    How often decisions near the boundary stayed safe, by the critic's value, with Wilson's 95 % intervals, and what
+    the shield says of such a value; a vertical line at the threshold that is measured to be enough, which is the
+    shield's own with ``threshold="calibrated"`` alone. Below, how many decisions there were.
+
+    :param outcomes: what became of them
+    :return: the figure
+    """
+    figure = _figure(6.4, 4.6)
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    value, share = np.array(outcomes.value), np.array(outcomes.realised)
+    bounds = np.array([wilson_interval(*each) for each in zip(outcomes.kept, outcomes.made, strict=True)])
+    # Rounding may put a share of 1 above its upper bound.
+    error = np.abs(np.stack([share - bounds[:, 0], bounds[:, 1] - share]))
+    axes.errorbar(value, share, error, fmt="o", color=PALETTE[0], capsize=3, markersize=4, label="stayed safe")
+    declared = np.array(outcomes.declared, dtype=np.float64)
+    axes.plot(value, declared, color=PALETTE[1], label="declared")
+    axes.axvline(outcomes.threshold, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.0)
+    axes.set_title("decisions near the boundary")
+    measured = f"calibrated threshold {outcomes.threshold:.2f}"
+    axes.set_title(measured, loc="right", color=FAINT, fontsize=SMALL, fontweight="normal")
+    _percent(axes)
+    axes.legend(loc="lower right", frameon=False)
+    counts.bar(value, outcomes.made, width=0.03, color=FAINT)
+    counts.set_ylabel("decisions")
+    counts.set_xlabel("critic's value of the executed action (scaled margin)")
     return figure
 
 

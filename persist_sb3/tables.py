@@ -1,7 +1,7 @@
-"""The table of a report: the figures of :mod:`persist_sb3.summary`, a column a run."""
+"""Tables: of a report, the figures of :mod:`persist_sb3.summary`, a column a run; and in Markdown."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -30,6 +30,20 @@ def comparison(runs: Sequence[Figures]) -> Table:
         for name in names:
             table.add_row(escape(name), *(column.get(name, NOTHING) for column in columns))
     return table
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """
+    :param columns: their names, ``c`` of them
+    :param rows: a cell a column, ``c`` each; None for an empty one
+    :return: the table in Markdown
+    """
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("|".join(["", *map(_cell, line), ""]) for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
 def _evaluation(run: Figures) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """What TensorBoard and W&B are shown beside scalars, and that showing it disturbs nothing."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -22,7 +25,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # type: ignore[import-untyped]
 
-from persist_sb3 import dashboards
+from persist_sb3 import callbacks as persist_callbacks
+from persist_sb3 import dashboards, hyperparams, plots
+from persist_sb3 import train as training
 from persist_sb3.callbacks import (
     CalibrationCallback,
     MetricsCallback,
@@ -31,8 +36,9 @@ from persist_sb3.callbacks import (
     TrackCallback,
     ViabilityCallback,
 )
-from persist_sb3.callbacks.wandb import COLUMNS
+from persist_sb3.callbacks.gathering import COLUMNS
 from persist_sb3.metrics import read_episodes
+from persist_sb3.shield.calibration import Outcomes
 from persist_sb3.wrappers import (
     InternalState,
     VecActionShield,
@@ -259,20 +265,73 @@ def test_parameters_out_of_range(wrong: dict[str, Any]) -> None:
         TensorBoardCallback(log_freq=0)
     with pytest.raises(ValueError, match="plot_freq=0"):
         TensorBoardCallback(plot_freq=0)
+    with pytest.raises(ValueError, match="video_freq=-1"):
+        TensorBoardCallback(video_freq=-1)
 
 
-def test_tensorboard_gets_margins_and_a_layout_of_what_is_logged(tmp_path: Path) -> None:
-    callbacks = [*shielding(), TensorBoardCallback(log_freq=128)]
-    learn(gridlife(), callbacks, steps=1024, tensorboard_log=str(tmp_path / "tb"))
-    (folder,) = (tmp_path / "tb").iterdir()
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "histograms": 0})
+def events_of(folder: Path) -> EventAccumulator:
+    (run_folder,) = folder.iterdir()
+    events = EventAccumulator(str(run_folder), size_guidance={"tensors": 0, "histograms": 0, "images": 0})
     events.Reload()
+    return events
+
+
+def text_of(events: EventAccumulator, tag: str) -> list[list[str]]:
+    """The cells of the newest table, without its head."""
+    (written,) = events.Tensors(f"persist/tables/{tag}/text_summary")[-1].tensor_proto.string_val
+    return [line.split("|")[1:-1] for line in written.decode().splitlines()[2:]]
+
+
+def test_tensorboard_shows_what_wandb_shows(tmp_path: Path) -> None:
+    witness = Witness()
+    shown = TensorBoardCallback(log_freq=300, plot_freq=256, video_freq=512)
+    learn(gridlife(), [*shielding(), witness, shown], steps=512, tensorboard_log=str(tmp_path / "tb"))
+    events = events_of(tmp_path / "tb")
     tags = events.Tags()
     assert {f"persist/margins/{name}" for name in ("energy >= 0.2", "temp in [0.3, 0.7]")} <= set(tags["histograms"])
+    # The last ones at the end of training.
     counted = sum(each.histogram_value.num for each in events.Histograms("persist/margins/energy >= 0.2"))
-    assert counted == 1024
+    assert counted == 512
     layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     assert [category.title for category in layout.category] == list(dashboards.SECTIONS)
+    assert set(tags["images"]) == {"persist/plots/survival_curve", "persist/plots/calibration", "persist/video"}
+    for tag in ("persist/plots/survival_curve", "persist/plots/calibration"):
+        # Once more at the end only if there is something new.
+        assert [each.step for each in events.Images(tag)][-1] == 512
+        with Image.open(BytesIO(events.Images(tag)[-1].encoded_image_string)) as image:
+            assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 3
+    (film,) = events.Images("persist/video")
+    with Image.open(BytesIO(film.encoded_image_string)) as image:
+        assert image.format == "GIF" and image.n_frames > 1 and image.size == (film.width, film.height)
+    about = dict(text_of(events, "run"))
+    assert about["layers"] == "InternalState+HomeostatReward+ActionShield"
+    assert about["callbacks"] == "MetricsCallback, ViabilityCallback, CalibrationCallback"
+    assert about["constraints"] == "energy >= 0.2, temp in [0.3, 0.7], integrity >= 0.6"
+    rows = text_of(events, "interventions")
+    told = witness.told[-50:]
+    assert [row[2] for row in rows] == [str(int(each["proposed"])) for each in told] and rows
+    assert [int(count) for _, count in text_of(events, "violations_by_constraint")] == witness.violations.tolist()
+
+
+def test_only_one_of_them_films(run: FakeRun, tmp_path: Path) -> None:
+    shown = [TensorBoardCallback(), TrackCallback()]
+    learn(gridlife(), [*shielding(), *shown], steps=128, tensorboard_log=str(tmp_path / "tb"))
+    assert "persist/video" in run.pages[-1]
+    images = events_of(tmp_path / "tb").Tags()["images"]
+    assert "persist/plots/survival_curve" in images and "persist/video" not in images
+
+
+def test_outcomes_are_shown_with_their_intervals() -> None:
+    value, made, kept, declared = [-0.1, 0.0, 0.1], [4, 10, 10], [0, 5, 10], [None, 0.5, 1.0]
+    axes, counts = plots.calibration(Outcomes(value, made, kept, declared, 0.05)).axes
+    (drawn,) = axes.containers
+    _, _, (bars,) = drawn.lines  # type: ignore[attr-defined]
+    for (low, high), wins, trials in zip(np.array(bars.get_segments())[:, :, 1], kept, made, strict=True):
+        # Wilson's bounds are where the share lies 1.96 of its standard deviations away.
+        for bound in (low, high):
+            if 1e-9 < bound < 1 - 1e-9:
+                assert abs(wins / trials - bound) == pytest.approx(1.96 * np.sqrt(bound * (1 - bound) / trials), 1e-3)
+    assert [patch.get_height() for patch in counts.patches] == made  # type: ignore[attr-defined]
 
 
 def test_every_metric_of_the_charts_is_logged_by_somebody() -> None:
@@ -284,6 +343,33 @@ def test_every_metric_of_the_charts_is_logged_by_somebody() -> None:
                 name = metric.removeprefix("persist/").removesuffix("/.*")
                 if metric.startswith("persist/") and name != "curriculum":
                     assert name in source, metric
+
+
+def recorded() -> set[str]:
+    """The keys that callbacks log numbers under, as they stand in the source; ``*`` for what is put in."""
+    models = {getattr(getattr(persist_callbacks, each), "name", None) for each in persist_callbacks.__all__}
+    keys: set[str] = set()
+    for path in (ROOT / "persist_sb3" / "callbacks").glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                continue
+            if call.func.attr not in ("record", "_record", "add_histogram"):
+                continue
+            parts = call.args[0].values if isinstance(call.args[0], ast.JoinedStr) else [call.args[0]]
+            texts = [part.value if isinstance(part, ast.Constant) else f"*{ast.unparse(part)}" for part in parts]
+            key = ("persist/" if call.func.attr == "_record" else "") + "".join(map(str, texts))
+            keys |= {re.sub(r"\*f?'?\{self.name\}'?", str(name), key) for name in models if name is not None}
+    return {re.sub(r"\*f?'?\{[^}]*\}'?", "*", key) for key in keys}
+
+
+def test_every_metric_that_is_logged_is_in_a_chart() -> None:
+    metrics = [metric for charts in dashboards.SECTIONS.values() for chart in charts for metric in chart.metrics]
+    metrics += [medium.key for media in dashboards.MEDIA.values() for medium in media]
+    keys = recorded() - {"persist/*"}
+    families = {key.split("/")[1] for key in keys}
+    assert {"viability", "safety", "belief", "setpoint", "lagrange", "margins", "deaths", "survival"} <= families
+    for key in keys:
+        assert any(re.fullmatch(metric, key) for metric in metrics), key
 
 
 def test_workspace_and_report_hold_every_chart() -> None:
@@ -310,25 +396,98 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
     assert "persist-sb3[dashboards]" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("entry", "layers"),
+    [
+        ({}, "none"),
+        ({"vec_env_wrapper": "persist_sb3.wrappers.VecInternalState"}, "InternalState"),
+        ({"vec_env_wrapper": {"persist_sb3.wrappers.VecInternalState": {"dims": ["x"]}}}, "InternalState"),
+        (
+            {
+                "env_wrapper": ["gymnasium.wrappers.ClipAction", {"persist_sb3.wrappers.InternalState": {}}],
+                "vec_env_wrapper": [{"persist_sb3.wrappers.VecRNDBonus": {}}, "stable_baselines3.VecFrameStack"],
+            },
+            "InternalState+RNDBonus",
+        ),
+    ],
+)
+def test_layers_are_read_off_hyperparameters(entry: dict[str, Any], layers: str) -> None:
+    assert dashboards.name_layers(dashboards.listed_layers(entry)) == layers
+
+
+def test_runs_are_grouped_unless_somebody_else_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    asked: list[list[str]] = []
+    monkeypatch.setattr(training.zoo, "run", lambda main, arguments: asked.append(arguments))
+
+    def group(*arguments: str) -> str | None:
+        training.train([*arguments])
+        said = asked.pop()
+        # The last one counts.
+        return said[len(said) - said[::-1].index("--wandb-group")] if "--wandb-group" in said else None
+
+    entry = ("--algo", "ppo", "--env", "CartPole-v1", "--track")
+    layers = "InternalState+HomeostatReward"
+    assert group(*entry) == f"CartPole-v1 ppo {layers}"
+    assert group(*entry, "--shield") == f"CartPole-v1 ppo {layers}+ActionShield"
+    assert group(*entry, "-params", "vec_env_wrapper:[]", "n_envs:1") == "CartPole-v1 ppo none"
+    assert group(*entry, "-conf", "persist_sb3.hyperparams.ppo") == f"CartPole-v1 ppo {layers}"
+    (tmp_path / "own.py").write_text("hyperparams = {'default': {'policy': 'MlpPolicy'}}")
+    assert group(*entry, "-conf", str(tmp_path / "own.py")) == "CartPole-v1 ppo none"
+    assert group("--persist", str(ROOT / "examples" / "cartpole.yml"), "--track") == f"CartPole-v1 ppo {layers}"
+    assert group(*entry, "--wandb-group", "mine") == "mine"
+    assert group(*entry[:-1]) is None
+    monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
+    assert group(*entry) is None
+
+
+def soon(entry: dict[str, Any]) -> dict[str, Any]:
+    """A shipped entry with its layers and callbacks, on a budget of a few steps."""
+    *_, shield = entry["vec_env_wrapper"]
+    (limits,) = shield.values()
+    limits |= {"min_updates": 5, "threshold": 0.3}
+    small: dict[str, Any] = {"n_envs": 2, "n_steps": 64, "batch_size": 64, "n_epochs": 1}
+    metrics, *_ = entry["callback"]
+    learning = [
+        {"persist_sb3.callbacks.ViabilityCallback": {"learning_starts": 20, "batch_size": 16, "augment": True}},
+        {"persist_sb3.callbacks.CalibrationCallback": {"min_updates": 5, "horizon": 2, "conf": 0.9}},
+    ]
+    return {**entry, **small, "callback": [metrics, *learning]}
+
+
 def test_a_real_run_offline(tmp_path: Path) -> None:
     """The same through ``--track``, with W&B itself, as its own viewer reads it."""
-    command = [sys.executable, "-m", "persist_sb3", "train", "--algo", "ppo", "--env", "GridLifeScent-v0", "--track"]
-    small = ["-n", "8192", "--eval-freq", "-1", "--device", "cpu", "--seed", "1", "-params", "n_envs:4"]
+    env_id = "GridLifeScent-v0"
+    entry = hyperparams.load("ppo")[env_id]
+    layers = "+".join(re.findall(r"'persist_sb3\.wrappers\.Vec(\w+)'", str(entry["vec_env_wrapper"])))
+    assert layers.endswith("InternalState+HomeostatReward+ActionShield")
+    (tmp_path / "soon.yml").write_text(yaml.safe_dump({env_id: soon(entry)}))
+    command = [sys.executable, "-m", "persist_sb3", "train", "--algo", "ppo", "--env", env_id, "--track"]
+    small = ["-conf", "soon.yml", "-n", "384", "--eval-freq", "-1", "--device", "cpu", "--seed", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *small], cwd=tmp_path, env=environment, check=True, timeout=300)
+    for name in ("WANDB_RUN_GROUP", "WANDB_DIR"):
+        environment.pop(name, None)
+    subprocess.run(
+        [*command, *small, "--env-kwargs", "horizon:30"], cwd=tmp_path, env=environment, check=True, timeout=600
+    )
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    viewer = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)]
-    record = json.loads(subprocess.run(viewer, capture_output=True, check=True, text=True).stdout)
-    summary = record["summary"]
-    assert record["exit_code"] == 0
+    viewer = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    records, record = (
+        subprocess.run([*viewer, *more], capture_output=True, check=True, text=True).stdout
+        for more in ([], ["--summary"])
+    )
+    told = json.loads(record)
+    summary = told["summary"]
+    assert told["exit_code"] == 0
     assert summary["persist/video"]["_type"] == "video-file"
     assert summary["persist/interventions"]["_type"] == "table-file"
-    assert {"persist/survival_curve_table", "persist/violations_by_constraint_table"} <= set(summary)
+    plotted = ("survival_curve", "violations_by_constraint", "calibration_plot")
+    assert {f"persist/{name}_table" for name in plotted} <= set(summary)
     assert any(key.startswith("persist/margins/") for key in summary)
     # Counted by the callbacks independently of each other.
-    episodes = read_episodes(tmp_path / "logs" / "ppo" / "GridLifeScent-v0_1" / "persist.jsonl")
+    episodes = read_episodes(tmp_path / "logs" / "ppo" / f"{env_id}_1" / "persist.jsonl")
     (bars,) = folder.glob("files/media/table/persist/violations_by_constraint_table_*.json")
     counts = json.loads(bars.read_text())["data"]
     assert sum(count for _, count in counts) >= sum(episode.violations for episode in episodes) > 0
-    assert record["config"]["persist_layers"] == "InternalState+HomeostatReward+ActionShield"
+    assert told["config"]["persist_layers"] == layers
+    assert f"{env_id} ppo {layers}" in records

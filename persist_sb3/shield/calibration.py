@@ -1,5 +1,6 @@
 """Calibration: how often actions of a given value turn out safe, and which value is enough for a given confidence."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,30 @@ ZERO = int(np.argmin(np.abs(EDGES)))
 
 #: Probability of certifying a threshold that is not enough.
 ERROR = 0.1
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """
+    What became of decisions near the boundary, by the critic's value.
+
+    :param value: lower edges of the bins that have decisions, in scaled margins, ``b`` of them
+    :param made: decisions in each, ``b``
+    :param kept: how many of them stayed safe, ``b``
+    :param declared: ``p_safe`` of such a value, in [0, 1]; None before there is one, ``b``
+    :param threshold: least value that is enough for the confidence asked for, in scaled margins
+    """
+
+    value: list[float]
+    made: list[int]
+    kept: list[int]
+    declared: list[float | None]
+    threshold: float
+
+    @property
+    def realised(self) -> list[float]:
+        """Share of the decisions that stayed safe, ``b``."""
+        return [kept / made for kept, made in zip(self.kept, self.made, strict=True)]
 
 
 class Calibration(Model):
@@ -119,6 +144,17 @@ class Calibration(Model):
         """
         passed = int(self.passed.sum())
         return self.broke.numpy().sum(axis=0) / passed if passed else np.full(self.broke.shape[1], np.nan)
+
+    @property
+    def outcomes(self) -> Outcomes | None:
+        """What is remembered of all episodes together; None if that is nothing."""
+        made, kept = (counts.numpy().sum(axis=0) for counts in (self.made, self.kept))
+        seen = made > 0
+        if not seen.any():
+            return None
+        curve = self.curve.numpy()[seen]
+        declared = [float(share) if np.isfinite(share) else None for share in curve]
+        return Outcomes(EDGES[seen].tolist(), made[seen].tolist(), kept[seen].tolist(), declared, self.threshold)
 
     def p_safe(self, value: Floats) -> Floats:
         """
