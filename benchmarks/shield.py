@@ -52,6 +52,16 @@ PENALTY = {"persist_sb3.wrappers.VecCostPenalty": {"weight": 20.0}}
 LAGRANGE = {"persist_sb3.callbacks.LagrangeCallback": {"target": 0.05, "ki": 0.5, "kp": 0.5, "maximum": 50.0}}
 ORACLE = "persist_sb3.envs.oracle.OracleMasks"
 SHIELD_OFF = "survival share, shield off"
+#: A large critic that is cautious about chance: few steps on large batches that grow ever smaller, since the expectile
+#: of a noisy value is too low, and the backup adds that up.
+CAUTIOUS = {
+    "net_arch": [256, 256],
+    "gamma": 0.98,
+    "objective_kwargs": {"expectile": 0.2},
+    "batch_size": 1024,
+    "train_freq": 8,
+    "learning_rate": "lin_0.001",
+}
 
 
 def conditions(demonstrations: Path) -> dict[str, Condition]:
@@ -70,6 +80,8 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
     alone = ["-params", f"vec_env_wrapper:{[INTERNAL]}", f"callback:{[METRICS]}", *PLAIN]
     # All constraints, energy among them, which the shipped shield leaves to the policy.
     all_guarded = {name: {**parameters, "guards": None} for name, parameters in SHIELD.items()}
+    lenient = {name: {**parameters, "threshold": 0.05} for name, parameters in SHIELD.items()}
+    cautious = {name: {**parameters, **CAUTIOUS} for name, parameters in VIABILITY.items()}
     return {
         "task reward": Condition(alone),
         "task reward, memory": Condition(given([], [])),
@@ -80,6 +92,7 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
         "shield": Condition([]),
         "shield, masks": Condition([], "ppo_mask"),
         "shield, masks, all guarded": Condition(given([HOMEOSTAT, all_guarded], [VIABILITY]), "ppo_mask"),
+        "shield, masks, cautious critic": Condition(given([HOMEOSTAT, lenient], [cautious]), "ppo_mask"),
         "homeostat, demonstrations": Condition(given([HOMEOSTAT], [cloning])),
         "shield, masks, demonstrations": Condition(given([HOMEOSTAT, patient], [learning, cloning]), "ppo_mask"),
     }
