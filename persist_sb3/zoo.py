@@ -18,7 +18,13 @@ from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from persist_sb3 import progress
-from persist_sb3.callbacks import PersistCallback, TensorBoardCallback, TrackCallback
+from persist_sb3.callbacks import (
+    CalibrationCallback,
+    PersistCallback,
+    TensorBoardCallback,
+    TrackCallback,
+    ViabilityCallback,
+)
 
 MASKED = "ppo_mask"
 #: Part of a model that has learned to shield it.
@@ -59,12 +65,22 @@ class TrackedManager(ExperimentManager):
     """rl-zoo3's experiment, shown in TensorBoard and W&B if it has callbacks of this package."""
 
     def create_callbacks(self) -> None:
-        """Add those that show what the others measure. Each does nothing where nobody looks."""
+        """
+        Add those that show what the others measure, each of which does nothing where nobody looks; and where W&B does,
+        the one that measures how far a shield can be believed.
+        """
         super().create_callbacks()
-        if any(isinstance(callback, PersistCallback) for callback in self.callbacks):
-            for kind in (TensorBoardCallback, TrackCallback):
-                if not any(isinstance(callback, kind) for callback in self.callbacks):
-                    self.callbacks.append(kind())
+        if not self._has(PersistCallback):
+            return
+        shown: list[type[PersistCallback]] = [TensorBoardCallback, TrackCallback]
+        if tracked() and self._has(ViabilityCallback):
+            shown.insert(0, CalibrationCallback)
+        for kind in shown:
+            if not self._has(kind):
+                self.callbacks.append(kind())
+
+    def _has(self, kind: type[PersistCallback]) -> bool:
+        return any(isinstance(callback, kind) for callback in self.callbacks)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
@@ -79,6 +95,14 @@ class TrackedManager(ExperimentManager):
         persist = getattr(model, "persist", None)
         if persist is not None and SHIELDED_BY in persist.parts:
             print(f"  persist-sb3 explain {self.save_path}     what its shield did, and why")
+
+
+def tracked() -> bool:
+    """
+    :return: whether a run of W&B is active, as it is with ``--track``
+    """
+    wandb = sys.modules.get("wandb")
+    return wandb is not None and wandb.run is not None
 
 
 @contextmanager

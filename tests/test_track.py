@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -47,6 +48,7 @@ from persist_sb3.wrappers import (
     VecRNDBonus,
     VecSMiRLBonus,
 )
+from persist_sb3.zoo import TrackedManager
 from tests.toys import Walker
 
 ROOT = Path(__file__).parent.parent
@@ -453,6 +455,24 @@ def soon(entry: dict[str, Any]) -> dict[str, Any]:
         {"persist_sb3.callbacks.CalibrationCallback": {"min_updates": 5, "horizon": 2, "conf": 0.9}},
     ]
     return {**entry, **small, "callback": [metrics, *learning]}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_shield_is_calibrated_where_somebody_looks(
+    watched: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if watched:
+        request.getfixturevalue("run")
+    monkeypatch.setattr(ExperimentManager, "create_callbacks", lambda self: None)
+    manager = TrackedManager.__new__(TrackedManager)
+    manager.callbacks = [MetricsCallback(), ViabilityCallback()]
+    manager.create_callbacks()
+    names = [type(callback).__name__ for callback in manager.callbacks]
+    shown = ["TensorBoardCallback", "TrackCallback"]
+    assert names == ["MetricsCallback", "ViabilityCallback", *["CalibrationCallback"][: int(watched)], *shown]
+    manager.callbacks = [MetricsCallback()]
+    manager.create_callbacks()
+    assert not any(isinstance(callback, CalibrationCallback) for callback in manager.callbacks)
 
 
 def test_a_real_run_offline(tmp_path: Path) -> None:
