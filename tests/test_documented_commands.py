@@ -15,10 +15,12 @@ import pytest
 import rl_zoo3.enjoy as zoo_enjoy
 import rl_zoo3.train as zoo_train
 import typer
+import wandb
 import yaml
 from packaging.requirements import Requirement
 from rl_zoo3.utils import ALGOS
 from tensorboard import default, program  # type: ignore[import-untyped]
+from wandb.cli.cli import cli as wandb_command
 
 from persist_sb3 import dashboards, demonstrate, enjoy, explain, hub, hyperparams, report, train
 from persist_sb3.__main__ import app
@@ -230,6 +232,12 @@ def check_others(command: Sequence[str]) -> bool:
     elif name == "tensorboard":
         with pytest.raises(Parsed):
             program.TensorBoard(default.get_plugins()).configure(["tensorboard", *arguments])
+    elif name == "wandb":
+        assert arguments[0] in wandb_command.commands
+    elif name == "export":
+        variable, _, value = arguments[0].partition("=")
+        assert variable.startswith("WANDB_")
+        setattr(wandb.Settings(), variable.removeprefix("WANDB_").lower(), value)
     elif command in (("python", "-m", "venv", ".venv"), ("source", ".venv/bin/activate")):
         pass
     else:
