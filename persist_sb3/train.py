@@ -1,9 +1,6 @@
 """``python -m persist_sb3.train``: rl-zoo3's ``train`` with this package's environments, layers and hyperparameters."""
 
 import argparse
-import importlib
-import os
-import runpy
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -14,9 +11,9 @@ import gymnasium as gym
 import yaml
 from gymnasium import spaces
 from rl_zoo3.train import train as zoo_train
-from rl_zoo3.utils import ALGOS, StoreDict
+from rl_zoo3.utils import ALGOS
 
-from persist_sb3 import dashboards, hyperparams, zoo
+from persist_sb3 import grouping, hyperparams, zoo
 from persist_sb3.config import PersistConfig
 from persist_sb3.diagnosis import environment
 from persist_sb3.packages import import_packages, told
@@ -138,36 +135,18 @@ def _train(algo: str, env_id: str, config: str, others: Sequence[str]) -> None:
     :param config: hyperparameters, as rl-zoo3's ``-conf`` takes them
     :param others: further options of rl-zoo3
     """
-    arguments = ["--algo", algo, "--env", env_id, "-conf", config, *_grouping(algo, env_id, config, others), *others]
+    arguments = [
+        "--algo",
+        algo,
+        "--env",
+        env_id,
+        "-conf",
+        config,
+        *grouping.options(algo, env_id, config, others),
+        *others,
+    ]
     with zoo.show_runs(), zoo.show_progress(), zoo.evaluate_with_masks() if algo == zoo.MASKED else nullcontext():
         zoo.run(zoo_train, arguments)
-
-
-def _grouping(algo: str, env_id: str, config: str, others: Sequence[str]) -> list[str]:
-    """
-    W&B takes a run's group when the run begins, before there are layers to ask.
-
-    :param algo: rl-zoo3's name of the algorithm
-    :param env_id: environment
-    :param config: hyperparameters, as rl-zoo3's ``-conf`` takes them
-    :param others: further options of rl-zoo3
-    :return: the option that sets the group, unless the environment variable does. It must stand before the others,
-        where one of the user's own replaces it
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--track", action="store_true")
-    parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
-    own, _ = parser.parse_known_args(others)
-    if not own.track or "WANDB_RUN_GROUP" in os.environ:
-        return []
-    if config.endswith((".yml", ".yaml")):
-        entries = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    elif config.endswith(".py"):
-        entries = runpy.run_path(config)["hyperparams"]
-    else:
-        entries = importlib.import_module(config).hyperparams
-    layers = dashboards.listed_layers({**entries.get(env_id, entries.get("default", {})), **own.hyperparams})
-    return ["--wandb-group", f"{env_id} {algo} {dashboards.name_layers(layers)}"]
 
 
 def _train_entry(algo: str, env_id: str, entry: dict[str, Any], name: str, others: Sequence[str]) -> None:

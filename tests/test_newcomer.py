@@ -3,6 +3,7 @@
 import runpy
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,11 @@ def test_a_typo_is_named_with_its_file_and_key_and_nothing_else(
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What rl-zoo3 is told, instead of training."""
     told: list[list[str]] = []
-    monkeypatch.setattr(training, "_train", lambda algo, arguments: told.append(["--algo", algo, *arguments]))
+
+    def told_to_train(algo: str, env_id: str, config: str, others: Sequence[str]) -> None:
+        told.append(["--algo", algo, "--env", env_id, "-conf", config, *others])
+
+    monkeypatch.setattr(training, "_train", told_to_train)
     return told
 
 
