@@ -33,6 +33,8 @@ from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInterna
 
 ENV = "GridLifeScent-v0"
 POLICY = {"net_arch": [256, 256], "activation_fn": torch.nn.ReLU, "symmetries": ENV}
+#: Gradient steps after which a model is trusted: few, so that every shield judges for most of a measurement.
+TRUSTED = 100
 #: Parameters of the models that a look ahead imagines with: small ones, that learn at every eighth step.
 SMALL: dict[str, Any] = {"net_arch": [64, 64], "members": 2, "train_freq": 8}
 
@@ -72,7 +74,7 @@ def critic(train_freq: int) -> Make:
 
     def make(venv: VecEnv) -> tuple[VecEnv, list[BaseCallback]]:
         venv, callbacks = layers(venv)
-        return VecActionShield(venv, threshold=0.1), [*callbacks, learner(train_freq)]
+        return VecActionShield(venv, threshold=0.1, min_updates=TRUSTED), [*callbacks, learner(train_freq)]
 
     return make
 
@@ -84,7 +86,7 @@ def verify(venv: VecEnv) -> tuple[VecEnv, list[BaseCallback]]:
     """
     venv, callbacks = layers(venv)
     models = [learner(4), InternalModelCallback(**SMALL), WorldModelCallback(**SMALL)]
-    return VecActionShield(venv, threshold=0.1, mode="verify"), [*callbacks, *models]
+    return VecActionShield(venv, threshold=0.1, mode="verify", min_updates=TRUSTED), [*callbacks, *models]
 
 
 CONDITIONS: dict[str, Make] = {
