@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import yaml
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import PPO
@@ -29,19 +30,25 @@ def make_model(env: VecEnv, algorithm: Any = PPO, **more: Any) -> BaseAlgorithm:
     return model
 
 
-def train_entry(algo: str, env_id: str, entry: str, folder: Path, steps: int = 128) -> Any:
+def set_up(
+    algo: str, env_id: str, entry: str | dict[str, Any] | Path, folder: Path, steps: int = 64, **more: Any
+) -> tuple[ExperimentManager, BaseAlgorithm]:
     """
-    Train as rl-zoo3 does.
+    What rl-zoo3 makes of an entry.
 
     :param algo: the zoo's name of an algorithm
     :param env_id: an environment
-    :param entry: its entry in a hyperparameter file
+    :param entry: its entry in a hyperparameter file: its text, what it says, or the file
     :param folder: for files
     :param steps: of the environments
-    :return: the agent
+    :param more: of the experiment
+    :return: the experiment, and the agent that it is to train
     """
-    config = folder / f"{algo}.yml"
-    config.write_text(f"{env_id}:\n{entry}")
+    if isinstance(entry, Path):
+        config = entry
+    else:
+        config = folder / "entry.yml"
+        config.write_text(f"{env_id}:\n{entry}" if isinstance(entry, str) else yaml.safe_dump({env_id: entry}))
     manager = ExperimentManager(
         argparse.Namespace(),
         algo,
@@ -53,10 +60,25 @@ def train_entry(algo: str, env_id: str, entry: str, folder: Path, steps: int = 1
         log_interval=-1,
         verbose=0,
         device="cpu",
+        **more,
     )
     experiment = manager.setup_experiment()
     assert experiment is not None
     model, _ = experiment
+    return manager, model
+
+
+def train_entry(algo: str, env_id: str, entry: str, folder: Path) -> Any:
+    """
+    Train as rl-zoo3 does.
+
+    :param algo: the zoo's name of an algorithm
+    :param env_id: an environment
+    :param entry: its entry in a hyperparameter file
+    :param folder: for files
+    :return: the agent
+    """
+    manager, model = set_up(algo, env_id, entry, folder, steps=128)
     manager.learn(model)
     manager.save_trained_model(model)
     return model

@@ -1,6 +1,5 @@
 """What README and docs say works: each block runs or is what its reader takes it for, and links lead somewhere."""
 
-import argparse
 import re
 import sys
 import warnings
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import VecEnvWrapper
@@ -26,6 +24,7 @@ from persist_sb3.recording import record
 from persist_sb3.wrappers import VecSpatialMemory
 from tests import hub
 from tests.documents import PAGES, ROOT, Block, blocks, name_of
+from tests.learners import set_up
 from tests.toys import BatteryEnv
 
 #: The languages of blocks, and what tests them. What is not to be run is text: what a command prints.
@@ -159,23 +158,7 @@ def test_yaml_blocks_are_parts_of_a_hyperparameter_file(
         for name, parameters in callback.items() if isinstance(callback, dict) else ():
             if "demonstrations" in parameters:
                 parameters["pretrain_steps" if name.endswith("ViabilityCallback") else "gradient_steps"] = 1
-    file = tmp_path / "entry.yml"
-    file.write_text(yaml.safe_dump({env_id: entry}))
-    manager = ExperimentManager(
-        argparse.Namespace(),
-        algo,
-        env_id,
-        str(tmp_path),
-        n_timesteps=64,
-        eval_freq=-1,
-        config=str(file),
-        log_interval=-1,
-        verbose=0,
-        device="cpu",
-    )
-    experiment = manager.setup_experiment()
-    assert experiment is not None
-    model, _ = experiment
+    manager, model = set_up(algo, env_id, entry, tmp_path)
     manager.learn(model)
     env, made = model.get_env(), {type(model.policy), type(getattr(model, "replay_buffer", None))}
     while isinstance(env, VecEnvWrapper):

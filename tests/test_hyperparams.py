@@ -1,6 +1,5 @@
 """Every shipped entry trains, and says what the others say about the same environment."""
 
-import argparse
 import copy
 import importlib
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
-from rl_zoo3.exp_manager import ExperimentManager
 
 from persist_sb3 import hyperparams, zoo
 from persist_sb3.envs import NAVIGATION_IDS
 from persist_sb3.viability import ViabilitySet
+from tests.learners import set_up
 
 MEMORY, HOMEOSTAT, SHIELD = (
     f"persist_sb3.wrappers.Vec{name}" for name in ("SpatialMemory", "HomeostatReward", "ActionShield")
@@ -119,22 +118,8 @@ def test_every_entry_trains(algo: str, env_id: str, tmp_path: Path) -> None:
     zoo.register_ppo_mask()
     entry = hyperparams.load(algo)[env_id]
     family = SMALL["off-policy" if "learning_starts" in entry else "on-policy"]
-    manager = ExperimentManager(
-        argparse.Namespace(),
-        algo,
-        env_id,
-        str(tmp_path),
-        n_timesteps=64,
-        eval_freq=-1,
-        hyperparams={key: value for key, value in family.items() if key in entry},
-        config=str(hyperparams.FOLDER / f"{algo}.yml"),
-        log_interval=-1,
-        verbose=0,
-        device="cpu",
-    )
-    experiment = manager.setup_experiment()
-    assert experiment is not None
-    model, _ = experiment
+    small = {key: value for key, value in family.items() if key in entry}
+    manager, model = set_up(algo, env_id, hyperparams.FOLDER / f"{algo}.yml", tmp_path, hyperparams=small)
     manager.learn(model)
     manager.save_trained_model(model)
     assert model.num_timesteps >= 64

@@ -1,6 +1,5 @@
 """The examples of real problems: what their variables mean, and that they train, shielded and not."""
 
-import argparse
 import importlib
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import yaml
-from rl_zoo3.exp_manager import ExperimentManager
 
 from persist_sb3 import hyperparams
 from persist_sb3.envs import NAVIGATION_IDS
 from persist_sb3.runs import Run
 from persist_sb3.train import train
 from persist_sb3.wrappers import VecActionShield
+from tests.learners import set_up
 
 #: By environment: algorithm, module of examples/, and the package that this needs.
 PROBLEMS = {
@@ -42,23 +40,8 @@ def test_it_trains(env_id: str, shield: str, tmp_path: Path) -> None:
         make(env_id).close()
     entry = hyperparams.load(algo)[env_id + shield]
     small = {"n_envs": 2, "n_steps": 16, "batch_size": 16, "n_epochs": 1, "learning_starts": 16, "gradient_steps": 1}
-    config = tmp_path / "entry.yml"
-    config.write_text(yaml.safe_dump({env_id: entry | {k: v for k, v in small.items() if k in entry}}))
-    manager = ExperimentManager(
-        argparse.Namespace(),
-        algo,
-        env_id,
-        str(tmp_path),
-        n_timesteps=64,
-        eval_freq=-1,
-        config=str(config),
-        log_interval=-1,
-        verbose=0,
-        device="cpu",
-    )
-    experiment = manager.setup_experiment()
-    assert experiment is not None
-    model, _ = experiment
+    entry |= {k: v for k, v in small.items() if k in entry}
+    manager, model = set_up(algo, env_id, entry, tmp_path)
     manager.learn(model)
     assert model.num_timesteps >= 64
 

@@ -1,6 +1,5 @@
 """ReachAvoidPlanner: the same in all forms, an agent by itself, a demonstrator, and a backup of the shield."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-import yaml
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
-from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -41,6 +38,7 @@ from persist_sb3.wrappers import (
     VectorReachAvoidPlanner,
 )
 from persist_sb3.wrappers.adapters import lookup
+from tests.learners import set_up
 
 LIMITS: dict[str, Any] = {"dims": ["tank"], "constraints": ["tank in [0.1, 0.9]"], "mu": [0.5]}
 GAIN = np.array([-0.08, 0.03, 0.1])
@@ -445,22 +443,7 @@ def test_it_works_from_a_hyperparameter_file(algo: str, env_id: str, kind: str, 
     else:
         buffer = "get_class_by_name('persist_sb3.buffers.ExecutedActionDictReplayBuffer')"
         entry |= {"policy": "MultiInputPolicy", "learning_starts": 100, "replay_buffer_class": buffer}
-    config = tmp_path / "entry.yml"
-    config.write_text(yaml.safe_dump({env_id: entry}))
-    manager = ExperimentManager(
-        argparse.Namespace(),
-        algo,
-        env_id,
-        str(tmp_path),
-        eval_freq=-1,
-        config=str(config),
-        log_interval=-1,
-        verbose=0,
-        device="cpu",
-    )
-    experiment = manager.setup_experiment()
-    assert experiment is not None
-    model, _ = experiment
+    manager, model = set_up(algo, env_id, entry, tmp_path, steps=128)
     env = model.get_env()
     assert env is not None
     manager.learn(model)
