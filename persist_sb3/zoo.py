@@ -25,6 +25,7 @@ from persist_sb3.callbacks import (
     TrackCallback,
     ViabilityCallback,
 )
+from persist_sb3.callbacks.wandb import active_run
 
 MASKED = "ppo_mask"
 #: Part of a model that has learned to shield it.
@@ -73,7 +74,7 @@ class TrackedManager(ExperimentManager):
         if not self._has(PersistCallback):
             return
         shown: list[type[PersistCallback]] = [TensorBoardCallback, TrackCallback]
-        if tracked() and self._has(ViabilityCallback):
+        if active_run() is not None and self._has(ViabilityCallback):
             shown.insert(0, CalibrationCallback)
         for kind in shown:
             if not self._has(kind):
@@ -95,14 +96,6 @@ class TrackedManager(ExperimentManager):
         persist = getattr(model, "persist", None)
         if persist is not None and SHIELDED_BY in persist.parts:
             print(f"  persist-sb3 explain {self.save_path}     what its shield did, and why")
-
-
-def tracked() -> bool:
-    """
-    :return: whether a run of W&B is active, as it is with ``--track``
-    """
-    wandb = sys.modules.get("wandb")
-    return wandb is not None and wandb.run is not None
 
 
 @contextmanager

@@ -16,6 +16,15 @@ from persist_sb3.summary import bonus_names, intrinsic_by_time_alive, with_intri
 from persist_sb3.viability import ViabilitySet
 
 
+def active_run() -> Any:
+    """
+    :return: the active run of W&B, as there is one with ``--track``; None if there is none. Whoever tracks has imported
+        W&B, and nobody else should wait for that
+    """
+    wandb = sys.modules.get("wandb")
+    return None if wandb is None else wandb.run
+
+
 class TrackCallback(PersistCallback):
     """
     Adds to the W&B run that is active what its synchronisation of TensorBoard does not carry: it logs no scalar.
@@ -71,9 +80,8 @@ class TrackCallback(PersistCallback):
         return self._run is not None
 
     def _init_callback(self) -> None:
-        # Whoever tracks has imported it; nobody else should wait for that.
         self._wandb: Any = sys.modules.get("wandb")
-        self._run = None if self._wandb is None else self._wandb.run
+        self._run = active_run()
         if self._run is not None:
             super()._init_callback()
 
