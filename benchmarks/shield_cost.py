@@ -33,6 +33,8 @@ from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInterna
 
 ENV = "GridLifeScent-v0"
 POLICY = {"net_arch": [256, 256], "activation_fn": torch.nn.ReLU, "symmetries": ENV}
+#: As shipped.
+SHIELD: dict[str, Any] = {"threshold": 0.1, "guards": ["temp", "integrity"]}
 #: Gradient steps after which a model is trusted: few, so that every shield judges for most of a measurement.
 TRUSTED = 100
 #: Parameters of the models that a look ahead imagines with: small ones, that learn at every eighth step.
@@ -74,7 +76,7 @@ def critic(train_freq: int) -> Make:
 
     def make(venv: VecEnv) -> tuple[VecEnv, list[BaseCallback]]:
         venv, callbacks = layers(venv)
-        return VecActionShield(venv, threshold=0.1, min_updates=TRUSTED), [*callbacks, learner(train_freq)]
+        return VecActionShield(venv, **SHIELD, min_updates=TRUSTED), [*callbacks, learner(train_freq)]
 
     return make
 
@@ -86,7 +88,7 @@ def verify(venv: VecEnv) -> tuple[VecEnv, list[BaseCallback]]:
     """
     venv, callbacks = layers(venv)
     models = [learner(4), InternalModelCallback(**SMALL), WorldModelCallback(**SMALL)]
-    return VecActionShield(venv, threshold=0.1, mode="verify", min_updates=TRUSTED), [*callbacks, *models]
+    return VecActionShield(venv, **SHIELD, mode="verify", min_updates=TRUSTED), [*callbacks, *models]
 
 
 CONDITIONS: dict[str, Make] = {

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from persist_sb3.buffers import Transitions
 from persist_sb3.buffers.transitions import concatenate
 from persist_sb3.callbacks.learning import LearningCallback
-from persist_sb3.models.dynamics import DynamicsModel
 from persist_sb3.models.prediction import PredictiveModel
 
 #: Greatest norm of a gradient: what had never changed is far off its scale when it first does.
@@ -176,7 +175,9 @@ class _Tests:
     def __init__(self, model: PredictiveModel) -> None:
         self._model = model
         self.rows = 0
-        self._nll = self._disagreement = 0.0
+        self._nll = 0.0
+        #: None as long as no model had members that could disagree.
+        self._disagreement: float | None = None
         self._squares = np.zeros((3, model.heads.width))
 
     def add(
@@ -193,18 +194,16 @@ class _Tests:
         :param belief: what the model takes besides
         :return: how much the members disagree, ``(n,)``; None if the model is one of a kind
         """
-        mean, var = self._model.moments(state, action, *belief)
+        mean, var, nll, disagreement = self._model.assess(state, action, successor, *belief)
         centre = mean.mean(axis=0)
         error = np.square(successor - centre)
         spread = (var + np.square(mean - centre)).mean(axis=0)  # the mixture's variance
         covered = error <= NINETY_PERCENT**2 * spread
         still = np.square(successor - state[:, self._model.part])
         self._squares += np.stack([error, still, covered]).sum(axis=1, dtype=np.float64)
-        self._nll += float(self._model.nll(state, action, successor, *belief).sum())
-        disagreement = None
-        if isinstance(self._model, DynamicsModel):
-            disagreement = self._model.disagreement(state, action)
-            self._disagreement += float(disagreement.sum())
+        self._nll += float(nll.sum())
+        if disagreement is not None:
+            self._disagreement = (self._disagreement or 0.0) + float(disagreement.sum())
         self.rows += len(state)
         return disagreement
 
@@ -213,7 +212,7 @@ class _Tests:
         :return: means over the transitions
         """
         overall = {"nll": self._nll / self.rows}
-        if isinstance(self._model, DynamicsModel):
+        if self._disagreement is not None:
             overall["disagreement"] = self._disagreement / self.rows
         return overall
 

@@ -34,23 +34,23 @@ class Forecasts:
         #: Sums of squared errors of the model, of its linear regression, and of "nothing changes", by steps ahead.
         self._squares: dict[int, NDArray[np.float64]] = {}
 
-    def add(self, state: Floats, action: Floats, successor: Floats, done: NDArray[np.bool_]) -> None:
+    def add(self, read: Callable[[], tuple[Floats, Floats, Floats, NDArray[np.bool_]]]) -> None:
         """
         Take note of a step.
 
-        :param state: of each environment, ``(n, D)``
-        :param action: encoded, ``(n, A)``
-        :param successor: ``(n, D)``
-        :param done: where an episode ends, ``(n,)``
+        :param read: called if the step is part of a test; returns states ``(n, D)``, encoded actions ``(n, A)``,
+            successors ``(n, D)``, and where an episode ends ``(n,)``
         """
         if self._step == 0:
             models = self._ask()
             if not int(models[0].updates):
                 return
             self._models = copy.deepcopy(models)
+            state, action, successor, done = read()
             self._state, self._actions, self._truth = state, [action], [successor]
             self._running = [np.ones(len(state), dtype=np.bool_), ~done]
         elif self._step < HORIZONS[-1]:
+            _, action, successor, done = read()
             self._actions.append(action)
             self._truth.append(successor)
             self._running.append(self._running[-1] & ~done)

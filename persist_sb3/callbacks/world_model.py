@@ -16,7 +16,7 @@ from persist_sb3.callbacks.internal_model import InternalModelCallback
 from persist_sb3.intrinsic.surprise import UNIT, SurpriseUnit
 from persist_sb3.intrinsic.unit import BonusUnit
 from persist_sb3.models.internal import InternalModel
-from persist_sb3.models.spec import StateSpec
+from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.world import WorldModel
 from persist_sb3.paths import locate, parse_path
 
@@ -176,10 +176,15 @@ class WorldModelCallback(DynamicsCallback):
         if told:
             self.unit.measure(np.array([one["surprise_score"] for one in told]))
             self._surprises += [one["surprise"] for one in told]
-        new = self.store.read(self.locals)
-        following = self.spec.encode(new.next_observation, new.next_internal)
-        self._forecasts.add(*self._inputs(new), following, new.done)
+        self._forecasts.add(self._newest)
         return super()._on_step()
+
+    def _newest(self) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
+        """
+        :return: states, encoded actions, and successors of the last step, and where an episode ended
+        """
+        new = self.store.read(self.locals)
+        return *self._inputs(new), self.spec.encode(new.next_observation, new.next_internal), new.done
 
     def _on_rollout_end(self) -> None:
         super()._on_rollout_end()

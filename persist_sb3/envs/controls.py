@@ -64,7 +64,7 @@ class Controls(ABC):
         self._interface = settings.interface
         self._declared = self._viability = settings.viability
         self._hidden = settings.hidden
-        self._intervention: tuple[int, str, str] | None = None
+        self._intervention: tuple[int, Any, Any] | None = None
 
     @abstractmethod
     def _viability_changed(self) -> None:
@@ -181,7 +181,8 @@ class Controls(ABC):
         :param proposed: what the agent wanted to do
         :param executed: what is done instead
         """
-        self._intervention = (self.elapsed + 1, self._name_of(proposed), self._name_of(executed))
+        # Actions become names only where a picture is drawn, which is seldom.
+        self._intervention = self.elapsed + 1, proposed, executed
 
     def _name_of(self, action: Any) -> str:
         if self._interface.continuous:
@@ -200,4 +201,5 @@ class Controls(ABC):
         """
         snapshot = self.snapshot()
         mark = self._intervention
-        return draw(snapshot, self._viability, self._hidden, mark[1:] if mark and mark[0] == self.elapsed else None)
+        names = (self._name_of(mark[1]), self._name_of(mark[2])) if mark and mark[0] == self.elapsed else None
+        return draw(snapshot, self._viability, self._hidden, names)

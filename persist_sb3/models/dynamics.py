@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from persist_sb3.draws import Noise
 from persist_sb3.models.heads import Floats, Heads
 from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble
-from persist_sb3.models.prediction import Clip, Distribution, FastDistribution, PredictiveModel, Units, sigmoid
+from persist_sb3.models.prediction import (
+    Assessment,
+    Clip,
+    Distribution,
+    FastDistribution,
+    PredictiveModel,
+    Units,
+    sigmoid,
+)
 from persist_sb3.models.spec import StateSpec
 
 
@@ -112,8 +120,16 @@ class DynamicsModel(PredictiveModel):
         :return: its negative log-likelihood under the mixture of all members, summed over entries, ``(n,)``
         """
         out, expected, units = self._fast_forward(state, action)
-        likelihood = self._log_likelihood(out, target, expected, units)
+        return self._mixture_nll(self._log_likelihood(out, target, expected, units))
+
+    def _mixture_nll(self, likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
         return math.log(self.members) - np.logaddexp.reduce(likelihood, axis=0)
+
+    def assess(self, state: Floats, action: Floats, target: Floats, *belief: Any) -> Assessment:
+        forward = self._fast_forward(state, action)
+        out, expected, units = forward
+        nll = self._mixture_nll(self._log_likelihood(out, target, expected, units))
+        return Assessment(*self._moments(*forward), nll, self._disagreement(*forward))
 
     def surprise(self, state: Floats, action: Floats, target: Floats) -> NDArray[np.float64]:
         """
@@ -132,7 +148,9 @@ class DynamicsModel(PredictiveModel):
         :return: standard deviation of the members' means, in units of what a linear regression leaves open, averaged
             over numbers and probabilities, ``(n,)``
         """
-        out, expected, units = self._fast_forward(state, action)
+        return self._disagreement(*self._fast_forward(state, action))
+
+    def _disagreement(self, out: FastDistribution, expected: Floats, units: Units) -> Floats:
         likely = np.exp(self._fast_log_softmax(out.one_hot)), sigmoid(out.binary)
         numbers = out.mean + (expected - expected.mean(axis=0)) / units.scale
         average: Floats = np.concatenate([numbers, *likely], axis=2).std(axis=0).mean(axis=1)

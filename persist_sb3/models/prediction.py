@@ -94,6 +94,23 @@ class FastDistribution(NamedTuple):
     gate: Floats
 
 
+class Assessment(NamedTuple):
+    """
+    What a model would have said of what happened.
+
+    :param mean: each member's, of the predicted part of ``s'``, ``(e, n, m)``
+    :param var: likewise
+    :param nll: negative log-likelihood of what happened, summed over entries, ``(n,)``
+    :param disagreement: see :meth:`DynamicsModel.disagreement
+        <persist_sb3.models.dynamics.DynamicsModel.disagreement>`, ``(n,)``; None if the model is one of a kind
+    """
+
+    mean: Floats
+    var: Floats
+    nll: NDArray[np.float64]
+    disagreement: Floats | None
+
+
 def beta_nll(mean: torch.Tensor, log_var: torch.Tensor, target: torch.Tensor, beta: float) -> torch.Tensor:
     """
     The negative log-likelihood of a Gaussian, weighted with its own variance to the power of ``beta``, which is not
@@ -290,6 +307,19 @@ class PredictiveModel(Model):
         :param belief: what else the model knows of the episodes, if it keeps that
         :return: its negative log-likelihood, summed over entries, ``(n,)``
         """
+
+    def assess(self, state: Floats, action: Floats, target: Floats, *belief: Any) -> Assessment:
+        """
+        :meth:`moments` and :meth:`nll` at once.
+
+        :param state: ``(n, D)``
+        :param action: encoded, ``(n, A)``
+        :param target: the predicted part of ``s'``, ``(n, m)``
+        :param belief: what else the model knows of the episodes, if it keeps that
+        :return: what it would have said
+        """
+        nll = self.nll(state, action, target, *belief)
+        return Assessment(*self.moments(state, action, *belief), nll, None)
 
     def regress(self, state: Floats, action: Floats) -> Floats:
         """

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 #: Takes environments, ``(k,)``, and what was proposed to them and what is executed instead, ``(k, ...)`` each.
 Mark = Callable[[NDArray[np.intp], NDArray[Any], NDArray[Any]], None]
@@ -30,7 +30,7 @@ def find_mark(env: gym.Env[Any, Any] | VecEnv | VectorEnv[Any, Any, Any]) -> Mar
     if isinstance(env, gym.Env):
         return _mark_each([env]) if env.has_wrapper_attr(ONE) else None
     if isinstance(env, VecEnv):
-        return _mark_through(env) if env.has_attr(ONE) else None
+        return _mark_of(env) if env.has_attr(ONE) else None
     while isinstance(env, VectorWrapper):
         env = env.env
     if isinstance(env, SyncVectorEnv):
@@ -48,7 +48,12 @@ def _mark_each(envs: Any) -> Mark:
     return mark
 
 
-def _mark_through(venv: VecEnv) -> Mark:
+def _mark_of(venv: VecEnv) -> Mark:
+    inner = venv.unwrapped
+    if isinstance(inner, DummyVecEnv):
+        # The environments are right there: no need to ask for them through every wrapper, at every step.
+        return _mark_each(inner.envs)
+
     def mark(slots: NDArray[np.intp], proposed: NDArray[Any], executed: NDArray[Any]) -> None:
         for slot, *actions in zip(slots.tolist(), proposed, executed, strict=True):
             venv.env_method(ONE, *actions, indices=slot)
