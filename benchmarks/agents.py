@@ -174,13 +174,17 @@ def _play(path: Path, episodes: int, shield: bool) -> Records:
     venv = run.make_env(20, split="test")
     model = run.load_model(venv, seed=0)
     if not shield:
-        _layer(venv).min_updates = sys.maxsize
+        shield_layer(venv).min_updates = sys.maxsize
     records = [episode.record for episode in evaluate(model, venv, episodes, deterministic=False, seed=1_000_000)]
     venv.close()
     return records
 
 
-def _layer(venv: VecEnv) -> ActionShieldLayer:
+def shield_layer(venv: VecEnv) -> ActionShieldLayer:
+    """
+    :param venv: of a run
+    :return: its shield
+    """
     while isinstance(venv, VecEnvWrapper):
         if isinstance(venv, VecActionShield):
             return venv.layer
