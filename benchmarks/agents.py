@@ -55,10 +55,12 @@ class Condition(NamedTuple):
 
     :param options: further options of ``train.py``
     :param algo: rl-zoo3's name of the algorithm
+    :param env_id: environment, if it is another than the benchmark's
     """
 
     options: list[str]
     algo: str = "ppo"
+    env_id: str | None = None
 
 
 def parse(
@@ -114,14 +116,15 @@ def trained(env_id: str, conditions: Mapping[str, Condition], own: argparse.Name
 
 def train(env_id: str, condition: Condition, seed: int, timesteps: int, logs: Path) -> Path:
     """
-    :param env_id: environment
+    :param env_id: environment, unless the condition names one
     :param condition: how
     :param seed: of the run
     :param timesteps: of the run
     :param logs: where the run is kept; if it is there already, it is not trained again
     :return: the run's folder
     """
-    options, algo = condition
+    options, algo, other = condition
+    env_id = other or env_id
     run = logs / algo / f"{env_id}_1"
     if not (run / f"{env_id}.zip").is_file():
         # What an interrupted training left would make rl-zoo3 choose another folder.
@@ -174,13 +177,17 @@ def _play(path: Path, episodes: int, shield: bool) -> Records:
     venv = run.make_env(20, split="test")
     model = run.load_model(venv, seed=0)
     if not shield:
-        _layer(venv).min_updates = sys.maxsize
+        shield_layer(venv).min_updates = sys.maxsize
     records = [episode.record for episode in evaluate(model, venv, episodes, deterministic=False, seed=1_000_000)]
     venv.close()
     return records
 
 
-def _layer(venv: VecEnv) -> ActionShieldLayer:
+def shield_layer(venv: VecEnv) -> ActionShieldLayer:
+    """
+    :param venv: of a run
+    :return: its shield
+    """
     while isinstance(venv, VecEnvWrapper):
         if isinstance(venv, VecActionShield):
             return venv.layer

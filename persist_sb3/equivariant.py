@@ -7,6 +7,7 @@ Pol et al., "MDP homomorphic networks: group symmetries in reinforcement learnin
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -38,6 +39,9 @@ LINEAR = 3.0**-0.5
 NO_SDE = "use_sde=True: state-dependent exploration is not equivariant; use use_sde=False"
 
 
+#: Keys of a Dict observation under which layers tell what they know about internal variables, and of them alone.
+TOLD = ("belief", "setpoint")
+
 #: Symmetries themselves, or ids of registered environments that declare them.
 Declared = str | Iterable[str] | Iterable[Symmetry]
 
@@ -66,11 +70,48 @@ def symmetries_of(declared: Declared, space: spaces.Space[Any]) -> Sequence[Symm
             )
         if spaces.flatdim(env.observation_space) == spaces.flatdim(space):
             return found
+        told = _of_longer(found, env.observation_space, space)
+        if told:
+            return told
         shown.append(f"{env_id} shows {env.observation_space}")
     raise ValueError(
         f"symmetries={declared!r}: the policy sees {space}, and {', '.join(shown)}; a layer that adds to observations "
         "asks for a list of its own"
     )
+
+
+def _of_longer(
+    symmetries: Sequence[Symmetry], inner: spaces.Space[Any], outer: spaces.Space[Any]
+) -> Sequence[Symmetry]:
+    """
+    :param symmetries: of an environment
+    :param inner: its observations
+    :param outer: those behind its layers
+    :return: the symmetries of these, if all they add is what is told about internal variables (:data:`TOLD`), and if no
+        symmetry changes those; otherwise none
+    """
+    if not (isinstance(inner, spaces.Dict) and isinstance(outer, spaces.Dict)) or any(
+        map(_moves_internals, symmetries)
+    ):
+        return ()
+    kept = {key: part.shape for key, part in outer.items() if key not in TOLD}
+    if kept != {key: part.shape for key, part in inner.items()}:
+        return ()
+    sizes = {key: spaces.flatdim(part) for key, part in outer.items()}
+    ends = dict(zip(sizes, np.cumsum(list(sizes.values())), strict=True))
+    # Where each entry of the shorter observation is in the longer one.
+    place = np.concatenate([np.arange(ends[key] - sizes[key], ends[key]) for key in inner])
+    longer = []
+    for symmetry in symmetries:
+        columns = np.arange(sum(sizes.values()))
+        columns[place] = place if symmetry.columns is None else place[np.asarray(symmetry.columns)]
+        longer.append(replace(symmetry, columns=columns, flip=place[np.asarray(symmetry.flip, dtype=np.intp)]))
+    return longer
+
+
+def _moves_internals(symmetry: Symmetry) -> bool:
+    columns = symmetry.internal_columns
+    return len(symmetry.internal_flip) > 0 or (columns is not None and list(columns) != list(range(len(columns))))
 
 
 def group_of(declared: Declared, space: spaces.Space[Any], actions: spaces.Space[Any], extractor: nn.Module) -> Group:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -29,6 +30,7 @@ examples:
   %(prog)s logs/ppo/GridLife-v0_1
   %(prog)s logs/ppo/GridLife-v0_1 logs/ppo/GridLife-v0_2 --labels homeostat "task only" --output comparison
   %(prog)s logs/ppo/GridLife-v0_1 --no-evaluate     only what was recorded in training, also while it goes on
+  %(prog)s logs/ppo/GridLife-v0_1 --env-kwargs food:4 hazards:6     in a world that is not as it was in training
 
 The agent is the final one; while there is none, the best so far or the last checkpoint. Its environment is rebuilt with
 its layers, as rl-zoo3's enjoy does. What a run folder names is imported and unpickled: open only runs that you trust.
@@ -116,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
         default="test",
         help="layouts to evaluate on, where the environment has such (default: %(default)s, never seen in training)",
     )
+    parser.add_argument(
+        "--env-kwargs",
+        metavar="KEY:VALUE",
+        nargs="+",
+        type=_keyword,
+        default=[],
+        help="keywords of the environment that are not as they were in training",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation (default: %(default)s)")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the best ones")
     parser.add_argument("--no-evaluate", dest="evaluate", action="store_false", help="only read the training record")
@@ -129,6 +139,21 @@ def _parser() -> argparse.ArgumentParser:
         "--gym-packages", metavar="MODULE", nargs="+", default=[], help="modules that register your own environments"
     )
     return parser
+
+
+def _keyword(text: str) -> tuple[str, Any]:
+    """
+    :param text: ``key:value``, the value in YAML
+    :return: the two
+    :raises argparse.ArgumentTypeError: if it is not
+    """
+    key, colon, value = text.partition(":")
+    try:
+        if key.isidentifier() and colon:
+            return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not KEY:VALUE, such as food:4 or hidden:[energy]")
 
 
 def _subjects(parser: argparse.ArgumentParser, own: argparse.Namespace) -> list[Subject]:
@@ -175,7 +200,8 @@ def _evaluate(subject: Subject, subjects: Sequence[Subject], own: argparse.Names
         subject.notes.append("not evaluated: no agent has been saved yet")
         return []
     judges = [other.run.internal_state for other in subjects if other.run.env_id == run.env_id]
-    how: dict[str, Any] = {"split": own.split, "judge": next((judge for judge in judges if judge), None)}
+    judge = next((judge for judge in judges if judge), None)
+    how: dict[str, Any] = {"split": own.split, "judge": judge, "env_kwargs": dict(own.env_kwargs)}
     try:
         venv = run.make_env(min(own.episodes, MOST_ENVS), **how)
         try:
@@ -226,6 +252,7 @@ def _summary(subjects: Sequence[Subject], own: argparse.Namespace) -> dict[str, 
     return {
         "seed": own.seed,
         "deterministic": not own.stochastic,
+        "env_kwargs": dict(own.env_kwargs),
         "runs": [
             {
                 "label": subject.label,

@@ -107,6 +107,7 @@ class Run:
         judge: Mapping[str, Any] | None = None,
         innermost: type[gym.Wrapper[Any, Any, Any, Any]] | None = None,
         render_mode: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
     ) -> VecEnv:
         """
         Rebuild the environment with its layers, and with its observations normalised as at the end of training.
@@ -116,6 +117,8 @@ class Run:
         :param judge: parameters of the ``VecInternalState`` that says what is alive, if the run's environment does not
         :param innermost: a wrapper to put beneath the run's own
         :param render_mode: of the environment
+        :param env_kwargs: keywords of the environment that are not as they were in training, for a world that has
+            changed
         :return: the environments, in this process
         :raises RunError: if it cannot be rebuilt, or nothing says what its internal variables are
         """
@@ -126,6 +129,11 @@ class Run:
         if self.env_id not in gym.registry:
             raise RunError(f"{self.env_id} is not registered: name the module that registers it with --gym-packages")
         config = dict(self._config)
+        config["env_kwargs"] = {
+            **(config.get("env_kwargs") or {}),
+            **(self.arguments.get("env_kwargs") or {}),
+            **(env_kwargs or {}),
+        }
         if innermost is not None:
             config["env_wrapper"] = [innermost, *_as_list(config.get("env_wrapper"))]
         venv = self._make(num_envs, config, split, render_mode)
@@ -145,7 +153,7 @@ class Run:
         return venv
 
     def _make(self, num_envs: int, config: dict[str, Any], split: Split, render_mode: str | None) -> VecEnv:
-        kwargs = dict(config.get("env_kwargs") or {}) | dict(self.arguments.get("env_kwargs") or {})
+        kwargs = dict(config["env_kwargs"])
         if self.has_splits:
             kwargs["split"] = split
         if render_mode is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
 from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, PPO, SAC
@@ -23,6 +24,7 @@ from persist_sb3.equivariant import (
 )
 from persist_sb3.models.equivariant import ChoiceHead, Group, GroupConvolution, Lifting, _Spread
 from persist_sb3.symmetry import Symmetry
+from persist_sb3.wrappers import BeliefState, InternalState, RandomSetpoint
 
 MIRROR = Symmetry(flip=[0, 1, 2, 3], action=[1, 0])
 SMALL: dict[str, Any] = {"net_arch": [16, 24]}
@@ -77,6 +79,35 @@ def test_logits_and_values_of_an_image(env_id: str, policy: Any, algorithm: Any)
         np.testing.assert_allclose(there[:, symmetry.action], logits, rtol=1e-3, atol=1e-3)
         values = model.policy.predict_values(other).detach()
         np.testing.assert_allclose(values, model.policy.predict_values(seen).detach(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("key", ["belief", "setpoint"])
+def test_what_a_layer_tells_of_internal_variables_stays_as_it_is(key: str) -> None:
+    env, symmetries = declared("GridLifeHidden-v0")
+    inner = InternalState(env)
+    told: Any = BeliefState(inner) if key == "belief" else RandomSetpoint(inner, ranges={"temp": (0.4, 0.6)})
+    model: Any = PPO(EquivariantMultiInputPolicy, told, policy_kwargs={"symmetries": "GridLife-v0", **SMALL}, seed=0)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.normal_()
+    flat = np.random.default_rng(0).normal(size=(5, spaces.flatdim(env.observation_space))).astype(np.float32)
+    more = torch.randn(5, *told.observation_space[key].shape, generator=torch.Generator().manual_seed(0))
+    seen = {**tensors(env, flat), key: more}
+    logits = model.policy.get_distribution(seen).distribution.logits.detach()
+    changed = model.policy.get_distribution({**seen, key: -more}).distribution.logits.detach()
+    assert (changed - logits).abs().max() > 0.1
+    for symmetry in symmetries:
+        other = {**tensors(env, image(symmetry, flat)), key: more}
+        there = model.policy.get_distribution(other).distribution.logits.detach()
+        np.testing.assert_allclose(there[:, symmetry.action], logits, rtol=1e-3, atol=1e-3)
+
+
+def test_nobody_knows_what_a_symmetry_makes_of_other_entries() -> None:
+    env = gym.make("GridLife-v0")
+    longer = spaces.Dict({**env.observation_space.spaces, "clock": spaces.Box(0.0, 1.0, (1,))})  # type: ignore[attr-defined]
+    clock: Any = TransformObservation(env, lambda observation: {**observation, "clock": np.zeros(1)}, longer)
+    with pytest.raises(ValueError, match="a layer that adds to observations asks for a list of its own"):
+        PPO(EquivariantMultiInputPolicy, clock, policy_kwargs={"symmetries": "GridLife-v0", **SMALL})
 
 
 def test_box_actions_of_an_image() -> None:

@@ -149,6 +149,21 @@ def test_layouts_are_of_the_split(runs: dict[str, Path], split: Any) -> None:
     assert all(low <= info["layout_seed"] < high for info in venv.unwrapped.reset_infos)
 
 
+def test_in_another_world(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--episodes", "3", "--video", "none", "--output", str(tmp_path), "--env-kwargs"]
+    report([str(runs["gridlife"]), *options, "horizon:7", "constraints:['energy >= 0.001']"])
+    summary = figures(tmp_path)
+    assert summary["env_kwargs"] == {"horizon": 7, "constraints": ["energy >= 0.001"]}
+    (subject,) = summary["runs"]
+    # A horizon of 40 in training, and limits that nobody reaches in seven steps.
+    assert subject["evaluation"]["steps"] == 3 * 7
+    assert subject["constraints"] == ["energy >= 0.001"]
+    for wrong in ("food", "food 4", "food:[4"):
+        with pytest.raises(SystemExit):
+            report([str(runs["gridlife"]), *options, wrong])
+        assert "is not KEY:VALUE, such as food:4" in capsys.readouterr().err
+
+
 def test_constraints_of_the_first_run_judge_one_that_has_none(runs: dict[str, Path], tmp_path: Path) -> None:
     folders = [str(runs["cart_bare"]), str(runs["cart"])]
     assert report([*folders, "--episodes", "4", "--video", "none", "--output", str(tmp_path)]) == 0
