@@ -10,19 +10,24 @@ setpoint that it then names; *searching* are its trials. The baselines live thro
 
 - *same agent*: at one setpoint all year;
 - *trained at*: PPO that has never had another setpoint, and was trained in all seasons;
-- *recurrent*: recurrent PPO with the declared setpoint, trained in all seasons. Its memory is reset at the beginning of
-  each life, in training and in evaluation: it may find out within a life which season it is in, and takes nothing over
-  into the next. (In RL^2, Duan et al., 2016, the memory survives the end of an episode within a trial of several.)
+- *recurrent*: RL^2 (Duan et al., 2016, arXiv:1611.02779), recurrent PPO with the declared setpoint, trained in all
+  seasons. Its memory goes on for a trial of four lives in the same season (``VecTrials``), so it may take over into the
+  next life what it found out in the last. It lives through 20 trials in each season, and begins each with an empty
+  memory: its *first lives* are those of an agent that knows nothing yet, its *last lives* those of one that had three;
+- *forgetful*: the same with a memory that is reset at the beginning of each life, so that it may find out within a life
+  which season it is in, and takes nothing over into the next;
 - *rule*: nothing learned; whoever is below the setpoint walks to the nearest food by its scent, and else stays.
 
 What is there already is not trained or played again, so the benchmark can be interrupted::
 
     python -m benchmarks.setpoint                                  # 3 seeds, 120k steps, 20 lives a season and setpoint
     python -m benchmarks.setpoint --seeds 1 --timesteps 50000      # a quick look
+    python -m benchmarks.setpoint --only recurrent forgetful       # these conditions, and the others as they were
 """
 
 import argparse
 import pickle
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,18 +43,19 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import nn
 
 from benchmarks.agents import Records, intervals
-from benchmarks.kept import kept, save
+from benchmarks.kept import kept, save, saved
 from benchmarks.tables import written
 from persist_sb3.envs import ENV_IDS
+from persist_sb3.envs.gridlife import GridLifeEnv
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import survival_curve
 from persist_sb3.setpoint import SetpointSearch
-from persist_sb3.wrappers import VecHomeostatReward, VecInternalState, VecRandomSetpoint
+from persist_sb3.wrappers import VecHomeostatReward, VecInternalState, VecRandomSetpoint, VecTrials
 
 RANGE = (0.45, 0.95)
 FIXED = (0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
@@ -60,28 +66,59 @@ SEASONS = tuple(range(0, YEAR, 8))
 TRIALS, MEMORY = 6, 2
 LIVES = 20
 HORIZON = 512
+#: Lives in a trial, and the setpoint of those who have one and the same all year.
+TRIAL, DECLARED = 4, 0.7
+GAMMA = 0.98
 
 #: Share of the lives that are survived, and mean life, by season.
 Year = dict[str, list[float]]
 
 
 def make_env(
-    num_envs: int, split: str, season: int | None = None, setpoint: float | None = None, mild: bool = False
+    num_envs: int,
+    split: str,
+    season: int | Sequence[int] | None = None,
+    setpoint: float | None = None,
+    mild: bool = False,
 ) -> VecRandomSetpoint:
     """
     :param num_envs: how many
     :param split: of the layouts
-    :param season: that all lives begin in. Default: a life has its own
+    :param season: that all lives begin in, or all lives of each environment. Default: a life has its own
     :param setpoint: of energy, of all lives. Default: drawn for each
     :param mild: leave out the weather
     :return: the world in its layers. The agent sees its own tile and the scent of food only, which is quickly learned
     """
-    world: dict[str, Any] = {**ENV_IDS["GridLifeSeason-v0"], "radius": 0, "items": 0}
+    world: dict[str, Any] = {**ENV_IDS["GridLifeSeason-v0"], "radius": 0, "items": 0, "flat": True, "split": split}
     world |= {"climate": 0.0} if mild else {}
-    worlds = GridLifeVecEnv(num_envs, flat=True, split=split, season=season, **world)
+    if isinstance(season, Sequence):
+        worlds: VecEnv = DummyVecEnv([partial(GridLifeEnv, season=own, **world) for own in season])
+    else:
+        worlds = GridLifeVecEnv(num_envs, season=season, **world)
     venv = VecRandomSetpoint(VecInternalState(worlds), ranges={"energy": RANGE})
     venv.set_setpoint(None if setpoint is None else {"energy": setpoint})
     return venv
+
+
+def rewarded(venv: VecEnv, death_penalty: float = 20.0) -> VecHomeostatReward:
+    """
+    :param venv: the world in its layers
+    :param death_penalty: of the homeostat
+    :return: the same, with the reward that agents learn from
+    """
+    return VecHomeostatReward(venv, w=[8.0, 0.5, 1.5], weight=0.5, alive_bonus="auto", death_penalty=death_penalty)
+
+
+def make_trials(split: str, seasons: Sequence[int]) -> VecTrials:
+    """
+    :param split: of the layouts
+    :param seasons: of each environment, in which all of its lives begin
+    :return: trials of :data:`TRIAL` lives. Death is not the end of a trial but the beginning of a life in good order,
+        so the penalty has to come to what a life is worth at most, for dying not to pay
+    """
+    venv = make_env(len(seasons), split, seasons, DECLARED)
+    bonus = rewarded(venv).layer.homeostat.alive_bonus
+    return VecTrials(rewarded(venv, death_penalty=bonus / (1.0 - GAMMA)), TRIAL)
 
 
 class Agent(NamedTuple):
@@ -96,30 +133,40 @@ class Agent(NamedTuple):
         return self.model.predict(seen.clip(-10.0, 10.0).astype(np.float32), **kwargs)
 
 
-def train(kind: type[BaseAlgorithm], setpoint: float | None, seed: int, timesteps: int, path: Path) -> Agent:
+def train(
+    kind: type[BaseAlgorithm], setpoint: float | None, seed: int, timesteps: int, path: Path, trials: bool = False
+) -> Agent:
     """
-    :param kind: PPO, or recurrent PPO, whose memory is reset at the beginning of each life
+    :param kind: PPO, or recurrent PPO
     :param setpoint: of energy, in all seasons; None: drawn for each life, without weather
     :param seed: of everything
     :param timesteps: of the training
     :param path: the agent's file; one that is there is not trained again
+    :param trials: whether a memory lasts for a trial of several lives. Otherwise it is reset at the beginning of each
     :return: the agent
     """
     if not path.is_file():
         # In seasons that it does not know, staying alive would have an agent ignore most setpoints.
-        venv = make_env(32, "train", setpoint=setpoint, mild=setpoint is None)
-        venv.seed(1000 * seed)
-        layered = VecHomeostatReward(venv, w=[8.0, 0.5, 1.5], weight=0.5, alive_bonus="auto", death_penalty=20.0)
+        layered: VecEnv = (
+            make_trials("train", range(0, YEAR, 4))
+            if trials
+            else rewarded(make_env(32, "train", setpoint=setpoint, mild=setpoint is None))
+        )
+        layered.seed(1000 * seed)
         # Setpoints differ by little: as they are, a network hardly sees them.
-        env = VecNormalize(layered, gamma=0.98)
-        common: dict[str, Any] = {"n_steps": 64, "batch_size": 256, "learning_rate": 7e-4, "gamma": 0.98}
+        env = VecNormalize(layered, gamma=GAMMA)
+        common: dict[str, Any] = {"n_steps": 64, "learning_rate": 7e-4, "gamma": GAMMA}
         common |= {"gae_lambda": 0.9, "seed": seed, "device": "cpu"}
         if kind is RecurrentPPO:
-            kwargs: dict[str, Any] = {"lstm_hidden_size": 64, "net_arch": [64], "activation_fn": nn.ReLU}
-            model: BaseAlgorithm = RecurrentPPO("MlpLstmPolicy", env, n_epochs=4, policy_kwargs=kwargs, **common)
+            # One memory for policy and value, and large batches: each step back through time is a call of its own.
+            kwargs: dict[str, Any] = {"lstm_hidden_size": 64, "shared_lstm": True, "enable_critic_lstm": False}
+            kwargs |= {"net_arch": [64], "activation_fn": nn.ReLU}
+            model: BaseAlgorithm = RecurrentPPO(
+                "MlpLstmPolicy", env, batch_size=512, n_epochs=4, policy_kwargs=kwargs, **common
+            )
         else:
             kwargs = {"net_arch": [64, 64], "activation_fn": nn.ReLU}
-            model = PPO("MlpPolicy", env, n_epochs=6, policy_kwargs=kwargs, **common)
+            model = PPO("MlpPolicy", env, batch_size=256, n_epochs=6, policy_kwargs=kwargs, **common)
         path.parent.mkdir(parents=True, exist_ok=True)
         model.learn(timesteps)
         env.save(str(path.with_suffix(".pkl")))
@@ -179,6 +226,23 @@ def fixed_year(model: Any, setpoint: float, seed: int) -> Year:
     records = [episode.record for episode in evaluate(model, venv, lives, deterministic=False, seed=seed)]
     seasons = [figures([record for record in records if nearest[record.env] == i]) for i in range(len(SEASONS))]
     return dict(zip(("survival", "life"), map(list, zip(*seasons, strict=True)), strict=True))
+
+
+def trials_year(model: Any, seed: int) -> dict[str, Year]:
+    """
+    :param model: an agent whose memory lasts for a trial
+    :param seed: of the worlds
+    :return: how it lives through :data:`LIVES` trials in each season: all lives, the first of each trial and the last
+    """
+    venv = make_trials("test", np.repeat(SEASONS, LIVES).tolist())
+    episodes = evaluate(model, venv, TRIAL * venv.num_envs, deterministic=False, seed=seed)
+    # Environment by environment, and in each life by life.
+    records = np.array([episode.record for episode in episodes]).reshape(len(SEASONS), LIVES, TRIAL)
+    years: dict[str, Year] = {}
+    for name, chosen in (("", records), (", first lives", records[..., :1]), (", last lives", records[..., -1:])):
+        seasons = [figures(season.ravel().tolist()) for season in chosen]
+        years[f"recurrent{name}"] = dict(zip(("survival", "life"), map(list, zip(*seasons, strict=True)), strict=True))
+    return years
 
 
 def adaptive_year(model: Any, seed: int) -> dict[str, Year]:
@@ -255,8 +319,11 @@ def measure(seed: int, timesteps: int, folder: Path, progress: Any, only: list[s
         agent = train(PPO, setpoint, seed, timesteps, here / f"{setpoint}.zip")
         add(f"trained at {setpoint}", partial(fixed_year, agent, setpoint, seed))
     if "recurrent" in only:
-        agent = train(RecurrentPPO, 0.7, seed, timesteps, here / "recurrent.zip")
-        add("recurrent", partial(fixed_year, agent, 0.7, seed))
+        agent = train(RecurrentPPO, DECLARED, seed, timesteps, here / "recurrent.zip", trials=True)
+        years |= kept(here / "recurrent.json", partial(trials_year, agent, seed))
+    if "forgetful" in only:
+        agent = train(RecurrentPPO, DECLARED, seed, timesteps, here / "forgetful.zip")
+        add("forgetful", partial(fixed_year, agent, DECLARED, seed))
     return years
 
 
@@ -265,7 +332,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
     parser.add_argument("--timesteps", type=int, default=120_000, help="environment steps an agent")
-    kinds = ["rule", "same agent", "trained at", "recurrent"]
+    kinds = ["rule", "same agent", "trained at", "recurrent", "forgetful"]
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds, help="conditions. Default: all")
     parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/setpoint"), help="where all is kept")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
@@ -291,7 +358,8 @@ def main() -> None:
     table = Table(title=f"A year, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]")
     for column in ("", *columns):
         table.add_column(column, justify="right")
-    summary: dict[str, Any] = {"seeds": own.seeds, "timesteps": own.timesteps, "lives": LIVES}
+    file = own.output / "setpoint.json"
+    summary = saved(file, seeds=own.seeds, timesteps=own.timesteps, lives=LIVES)
     lived = [name for name in results if not name.endswith("found")]
     cells: dict[str, list[str]] = {name: [] for name in lived}
     for column, (figure, which) in columns.items():
@@ -303,7 +371,7 @@ def main() -> None:
         table.add_row(name, *cells[name])
     Console(width=130).print(table)
     found = {name: results[name] for name in results if name.endswith("found")}
-    save({**summary, **found}, own.output / "setpoint.json")
+    save({**summary, **found}, file)
     if "found" in results:
         plot(results, own.output / "setpoint.png")
 

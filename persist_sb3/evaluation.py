@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from persist_sb3.infos import ListInfos, told_bonuses
+from persist_sb3.infos import ListInfos, episode_ends, told_bonuses
 from persist_sb3.metrics import EpisodeRecord, EpisodeTracker
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers.adapters import lookup
@@ -116,9 +116,11 @@ def evaluate(
             )
         terms = {name: reported.column(("reward_terms", name), everyone) for name in tracker.terms}
         history.append(np.column_stack([internal, reward, *terms.values()]))
-        truncated = starts & np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        # A recurrent policy keeps its memory from one life of a trial to the next.
+        ended = episode_ends(starts, infos)
+        truncated = ended & np.array([info.get("TimeLimit.truncated", False) for info in infos])
         intervened = reported.column(("intervened",), everyone) > 0.0 if tracker.shielded else None
-        for record in tracker.step(internal, reward, terms, starts, truncated, intervened, bonuses):
+        for record in tracker.step(internal, reward, terms, ended, truncated, intervened, bonuses):
             slot = record.env
             if counts[slot] < quota[slot]:
                 finished[slot].append(_episode(record, history[began[slot] :], viability, tracker.terms))

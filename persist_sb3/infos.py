@@ -11,6 +11,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 Path = tuple[str | int, ...]
 
+#: Where ``VecTrials`` joins lives: tells where one ends, of which the learner hears at the end of the last only.
+LIFE_OVER = "life_over"
+
 
 def reset_source(env: VecEnv) -> VecEnv:
     """
@@ -51,6 +54,15 @@ def format_path(path: Path) -> str:
     :return: the path as it would be written in Python, ``['battery'][0]``
     """
     return "".join(f"[{part!r}]" for part in path)
+
+
+def episode_ends(dones: NDArray[np.bool_], infos: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """
+    :param dones: what SB3's environments report, ``(n,)``
+    :param infos: of the same step
+    :return: where an episode ended, ``(n,)``. In a trial of several lives that is each life
+    """
+    return np.array([info[LIFE_OVER] for info in infos]) if LIFE_OVER in infos[0] else dones
 
 
 def told_bonuses(infos: Sequence[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from persist_sb3.batch import Batch, stack, take, tree_map, with_rows
 from persist_sb3.buffers.sequences import draw_windows
-from persist_sb3.infos import ListInfos, reset_source
+from persist_sb3.infos import ListInfos, episode_ends, reset_source
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -35,7 +35,7 @@ class Transitions:
     :param cost: ``info["cost"]``, 1.0 where the step violates a constraint, NaN if nobody reports it, ``(n,)``
     :param terminated: the episode ended by itself, ``(n,)`` bool
     :param truncated: the episode was cut off, ``(n,)`` bool
-    :param done: either, ``(n,)`` bool
+    :param done: either, ``(n,)`` bool; in a trial of several lives, of ``VecTrials``, it tells where a life ended
     """
 
     observation: Batch
@@ -194,11 +194,12 @@ class TransitionStore:
         self.steps += 1
         if self.capacity:
             self._remember(self._current)
-        self._begins = dones
+        self._begins = self._current.done
         return self._current
 
-    def _parse(self, local_variables: Mapping[str, Any], dones: NDArray[np.bool_]) -> Transitions:
+    def _parse(self, local_variables: Mapping[str, Any], reset: NDArray[np.bool_]) -> Transitions:
         infos: Sequence[Info] = local_variables["infos"]
+        dones = episode_ends(reset, infos)
         # On-policy algorithms keep the unclipped action under "actions".
         action = local_variables.get("clipped_actions", local_variables["actions"])
         rewards = self._rewards.old_reward if self._rewards else local_variables["rewards"]
@@ -213,7 +214,7 @@ class TransitionStore:
             truncated = np.zeros_like(dones)
             truncated[ended] = [info.get("TimeLimit.truncated", False) for info in last]
             terminated = dones & ~truncated
-            next_observation = with_rows(new_observation, ended, self._last_observations(last))
+            next_observation = with_rows(new_observation, ended, self._last_observations(last, reset[ended]))
             next_begin = internal.copy()
             next_begin[ended] = _column(self._resets.reset_infos, "internal", ended.tolist())
         transitions = Transitions(
@@ -234,9 +235,17 @@ class TransitionStore:
         self._observation, self._internal = new_observation, next_begin
         return transitions
 
-    def _last_observations(self, infos: Sequence[Info]) -> Batch:
+    def _last_observations(self, infos: Sequence[Info], reset: NDArray[np.bool_]) -> Batch:
+        """
+        :param infos: where an episode ended, ``k`` of them
+        :param reset: where the environments reported that, ``(k,)``: VecNormalize normalises no other last observation
+        :return: the last observations, ``(k, ...)``
+        """
         last = stack([info["terminal_observation"] for info in infos])
-        return self._normalizer.unnormalize_obs(last) if self._normalizer else last
+        if self._normalizer is None:
+            return last
+        normalized = np.flatnonzero(reset)
+        return with_rows(last, normalized, self._normalizer.unnormalize_obs(take(last, normalized)))
 
     def reserve(self, capacity: int) -> None:
         """

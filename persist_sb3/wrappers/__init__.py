@@ -64,6 +64,7 @@ from persist_sb3.wrappers.smirl_bonus import SMiRLBonus, VecSMiRLBonus, VectorSM
 from persist_sb3.wrappers.spatial_memory import SpatialMemory, VecSpatialMemory, VectorSpatialMemory
 from persist_sb3.wrappers.surprise_bonus import SurpriseBonus, VecSurpriseBonus, VectorSurpriseBonus
 from persist_sb3.wrappers.terminate import TerminateOnViolation
+from persist_sb3.wrappers.trials import VecTrials
 
 __all__ = [
     "ActionShield",
@@ -98,6 +99,7 @@ __all__ = [
     "VecSMiRLBonus",
     "VecSpatialMemory",
     "VecSurpriseBonus",
+    "VecTrials",
     "VectorActionShield",
     "VectorBeliefState",
     "VectorCostPenalty",

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from persist_sb3.batch import Batch, add_batch_axis, first_row, stack, take, tree_map, with_rows
-from persist_sb3.infos import Infos, ListInfos, SameStepInfos, VectorInfos, reset_source
+from persist_sb3.infos import Infos, ListInfos, SameStepInfos, VectorInfos, episode_ends, reset_source
 from persist_sb3.wrappers.layer import Layer, Step
 
 _ONE = np.zeros(1, dtype=np.intp)
@@ -213,20 +213,21 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
         step.reward = rewards.astype(np.float64)
         step.infos = told
         self.reset_infos = self._resets.reset_infos
-        if not np.count_nonzero(dones):
+        over = episode_ends(dones, told)
+        if not np.count_nonzero(over):
             step.next_observation = observation
-            step.terminated, step.truncated = dones, self._no_truncation
+            step.terminated, step.truncated = over, self._no_truncation
             rewards = layer.after(step)
             step.observation = observation
             return layer.view(layer.everyone, observation), rewards.astype(np.float32), dones, told
 
-        ended = dones.nonzero()[0]
+        ended = over.nonzero()[0]
         step.defer_next_observation(
             lambda: with_rows(observation, ended, stack([infos[slot]["terminal_observation"] for slot in ended]))
         )
         step.truncated = self._no_truncation.copy()
         step.truncated[ended] = [infos[slot].get("TimeLimit.truncated", False) for slot in ended.tolist()]
-        step.terminated = dones & ~step.truncated
+        step.terminated = over & ~step.truncated
         rewards = layer.after(step)
 
         def set_last(slot: int, last: Any) -> None:

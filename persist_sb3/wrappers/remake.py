@@ -9,6 +9,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from persist_sb3.wrappers.adapters import VecLayerWrapper
+from persist_sb3.wrappers.trials import VecTrials
 
 
 def remake(
@@ -35,7 +36,7 @@ def _remake(
 ) -> VecEnv | None:
     if isinstance(venv, VecMonitor):
         return _remake(venv.venv, innermost, render_mode)
-    if isinstance(venv, VecLayerWrapper):
+    if isinstance(venv, VecLayerWrapper | VecTrials):
         inner = _remake(venv.venv, innermost, render_mode)
         return None if inner is None else type(venv)(inner, **venv.kwargs)
     if isinstance(venv, VecEnvWrapper) or not venv.has_attr("spec"):
