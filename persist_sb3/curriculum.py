@@ -217,3 +217,8 @@ class StageInForce(torch.nn.Module):
     def demands(self) -> Demands:
         """What is asked now."""
         return self.plan[int(self.stage)]
+
+    @property
+    def leads_homeostat(self) -> bool:
+        """Whether the weight of ``HomeostatReward`` is another in some stage."""
+        return any(demands.homeo_factor != 1.0 for demands in self.plan)

@@ -108,6 +108,11 @@ class Multiplier(torch.nn.Module):
         self.scales: Scales = scales
         self.register_buffer("value", torch.zeros((), dtype=torch.float64))
 
+    @property
+    def term(self) -> str:
+        """What it is the weight of, in ``info["reward_terms"]``."""
+        return "cost" if self.scales == "cost" else "homeo"
+
     def get_extra_state(self) -> dict[str, Any]:
         """
         :return: which layer it scales

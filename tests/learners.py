@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
@@ -11,6 +12,28 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.vec_env import VecEnv
+
+from persist_sb3.batch import tree_map
+from persist_sb3.buffers.transitions import Transitions
+from persist_sb3.callbacks import PersistCallback
+
+
+class Ledger(PersistCallback):
+    """Writes down each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Transitions] = []
+
+    def _on_step(self) -> bool:
+        self.steps.append(self.store.read(self.locals))
+        return True
+
+    def stack(self, name: str) -> Any:
+        """
+        :return: a column of all steps, ``(T, n, ...)``
+        """
+        return tree_map(lambda *leaves: np.stack(leaves), *(getattr(step, name) for step in self.steps))
 
 
 def make_model(env: VecEnv, algorithm: Any = PPO, **more: Any) -> BaseAlgorithm:

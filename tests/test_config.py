@@ -299,6 +299,21 @@ def test_no_bonus_grows_stale_off_policy(algo: str, viability: Any, intrinsic: s
     assert named == (buffer and f"get_class_by_name('persist_sb3.buffers.{buffer.__name__}')")
 
 
+@pytest.mark.parametrize(
+    ("given", "recomputed"),
+    [
+        ({"rewards": {"cost_target": 0.1}}, True),
+        ({"rewards": {"cost_target": 0.1, "cost_scales": "homeostat"}}, True),
+        ({"rewards": {"cost_target": 0.1, "intrinsic": "smirl", "lambda_intr": 0.3}}, False),
+        ({"curriculum": [{"steps": 100, "homeo_factor": 0.5}]}, True),
+        ({"curriculum": [{"steps": 100, "tightness": 0.5}]}, False),
+    ],
+)
+def test_no_weight_grows_stale_off_policy(given: dict[str, Any], recomputed: bool) -> None:
+    config = PersistConfig.model_validate({**CARTPOLE, "train": {"algo": "DQN"}, **given})
+    assert config.algorithm_kwargs().get("replay_buffer_class") is (RecomputedBonusReplayBuffer if recomputed else None)
+
+
 def test_the_reference_file_recomputes_its_bonus(tmp_path: Path) -> None:
     path = tmp_path / "gridlife.yml"
     path.write_text(REFERENCE)

@@ -26,8 +26,8 @@ from persist_sb3.buffers.transitions import Transitions
 from persist_sb3.callbacks import (
     CurriculumCallback,
     EmpowermentCallback,
+    LagrangeCallback,
     MetricsCallback,
-    PersistCallback,
     RNDCallback,
     WorldModelCallback,
     world_model,
@@ -38,13 +38,15 @@ from persist_sb3.wrappers import (
     RNDBonus,
     SMiRLBonus,
     SurpriseBonus,
+    VecCostPenalty,
     VecEmpowermentBonus,
+    VecHomeostatReward,
     VecInternalState,
     VecRNDBonus,
     VecSMiRLBonus,
     VecSurpriseBonus,
 )
-from tests.learners import train_entry
+from tests.learners import Ledger, train_entry
 from tests.toys import Walker
 
 LIMITS: dict[str, Any] = {"dims": ["battery", "heat"], "constraints": ["battery >= 0.2"], "mu": [0.8, 0.5]}
@@ -83,24 +85,6 @@ def make_model(env: VecEnv, buffer: Any = None, algorithm: Any = SAC, **kwargs: 
         replay_buffer_kwargs=kwargs,
     )
     return model
-
-
-class Ledger(PersistCallback):
-    """Writes down each step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[Transitions] = []
-
-    def _on_step(self) -> bool:
-        self.steps.append(self.store.read(self.locals))
-        return True
-
-    def stack(self, name: str) -> Any:
-        """
-        :return: a column of all steps, ``(T, n, ...)``
-        """
-        return tree_map(lambda *leaves: np.stack(leaves), *(getattr(step, name) for step in self.steps))
 
 
 def train(env: VecEnv, *callbacks: BaseCallback, steps: int = 200, **kwargs: Any) -> tuple[Any, Any, Ledger]:
@@ -390,3 +374,78 @@ def test_wrong_wiring_is_refused() -> None:
 def test_wrong_parameters_are_refused(buffer: Any, observation: str, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         make_model(make_env(observation), buffer, **kwargs)
+
+
+LED: dict[str, Any] = {**LIMITS, "constraints": ["battery >= 0.5"], "low": [-0.5, 0.0], "high": [1.0, 1.0]}
+
+
+def make_led(scales: str, bonus: bool = False) -> VecEnv:
+    env: VecEnv = VecInternalState(DummyVecEnv([partial(Walker, "box", "box")] * 2), **LED)
+    env = VecCostPenalty(env) if scales == "cost" else VecHomeostatReward(env, alive_bonus="auto", weight=0.5)
+    return VecRNDBonus(env, weight=0.7) if bonus else env
+
+
+def by_hand(scales: str, steps: list[Transitions]) -> np.ndarray:
+    """
+    :return: each term at a weight of 1
+    """
+    if scales == "cost":
+        return np.array([-(step.next_internal[:, 0] < 0.5).astype(float) for step in steps])
+    # The greatest deviation inside the constraints is that of a corner, and no step there may cost anything.
+    worst = max((battery - 0.8) ** 2 + (heat - 0.5) ** 2 for battery in (0.5, 1.0) for heat in (0.0, 1.0))
+    deviation = [np.square(step.next_internal - [0.8, 0.5]).sum(axis=1) for step in steps]
+    return np.array([worst * (step.cost == 0.0) - far for step, far in zip(steps, deviation, strict=True)])
+
+
+@pytest.mark.parametrize("bonus", [False, True])
+@pytest.mark.parametrize("scales", ["cost", "homeostat"])
+def test_a_multiplier_is_that_of_the_moment(scales: Any, bonus: bool) -> None:
+    lagrange = LagrangeCallback(0.0, per="step", scales=scales, ki=1.0, update_freq=16)
+    model, buffer, ledger = train(make_led(scales, bonus), lagrange, *[RNDCallback(**QUICK)] * bonus)
+    size, name = buffer.size(), {"cost": "cost", "homeostat": "homeo"}[scales]
+    whole, then = by_hand(scales, ledger.steps), ledger.stack("terms")[name]
+    # It has moved: what was paid differs from what is paid for the same now.
+    value = float(model.persist.parts["lagrange"].value)
+    assert value > 0.2 and not np.allclose(then, value * whole, rtol=0.1)
+    paid = then + (ledger.stack("terms")["intrinsic"] if bonus else 0.0)
+    np.testing.assert_allclose(buffer.bonuses[:size], paid, atol=1e-5)
+    np.testing.assert_allclose(buffer.rewards[:size], ledger.stack("reward") - paid, atol=1e-4)
+    for now in (value, 0.0, 7.0):
+        model.persist.parts["lagrange"].value.fill_(now)
+        expected = now * whole
+        if bonus:
+            rnd = model.persist.parts["rnd"]
+            seen = ledger.stack("next_observation").reshape(2 * size, -1)
+            expected += 0.7 * float(rnd.unit) * rnd.error(rnd.encode(seen)).reshape(size, 2)
+        np.testing.assert_allclose(buffer.bonus(*everything(buffer)).reshape(size, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_weight_of_the_homeostat_is_that_of_the_stage() -> None:
+    curriculum = CurriculumCallback([{"steps": 40, "homeo_factor": 0.0}, {"steps": 1000, "homeo_factor": 0.25}])
+    _, buffer, ledger = train(make_led("homeostat"), curriculum)
+    whole = 0.5 * by_hand("homeostat", ledger.steps)
+    np.testing.assert_allclose(buffer.bonuses[:20], 0.0, atol=1e-6)
+    for stage, factor in enumerate([0.0, 0.25, 1.0]):
+        curriculum.in_force.stage.fill_(stage)
+        np.testing.assert_allclose(
+            buffer.bonus(*everything(buffer)).reshape(-1, 2), factor * whole, rtol=1e-4, atol=1e-6
+        )
+
+
+def test_a_multiplier_is_needed_again_when_training_goes_on(tmp_path: Path) -> None:
+    model, buffer, _ = train(make_led("cost"), LagrangeCallback(0.0, per="step", update_freq=16))
+    model.save(tmp_path / "model.zip")
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    before = buffer.bonus(*everything(buffer))
+    assert (before < 0.0).any()
+    for callback in (LagrangeCallback(0.0, per="step", update_freq=10_000), MetricsCallback()):
+        loaded: Any = SAC.load(tmp_path / "model.zip", env=make_led("cost"), device="cpu")
+        loaded.load_replay_buffer(tmp_path / "buffer.pkl")
+        if isinstance(callback, MetricsCallback):
+            with pytest.raises(RuntimeError, match="there are none"):
+                loaded.learn(8, callback=callback, reset_num_timesteps=False)
+            with pytest.raises(RuntimeError, match="go on with the same LagrangeCallback"):
+                loaded.replay_buffer.sample(4)
+        else:
+            loaded.learn(8, callback=callback, reset_num_timesteps=False)
+            np.testing.assert_allclose(loaded.replay_buffer.bonus(*everything(buffer)), before, rtol=1e-6)

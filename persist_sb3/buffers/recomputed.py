@@ -1,9 +1,11 @@
 """
-What an off-policy learner is paid for transitions of long ago: intrinsic rewards as they are now, not as they were.
+What an off-policy learner is paid for transitions of long ago: as it would be now, not as it was.
 
 A bonus is a function of a transition and of models that go on learning. A replay buffer that keeps the sum of all
 rewards keeps the bonus of the day: what has long lost its novelty is still advertised as new. These buffers keep the
-reward without the bonus, and score the transitions of each batch with the models of the moment.
+reward without the bonus, and score the transitions of each batch with the models of the moment. The same with terms
+whose weight a callback leads, a price by its Lagrange multiplier or the homeostat by the stages of a curriculum: what
+is kept is the whole term, and the weight is that of the moment.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +21,21 @@ from stable_baselines3.common.vec_env import VecNormalize
 from persist_sb3.batch import Batch, tree_map
 from persist_sb3.buffers.replay import ExecutedActionReplayBuffer
 from persist_sb3.buffers.transitions import TransitionStore
+from persist_sb3.curriculum import StageInForce
 from persist_sb3.intrinsic.bonus import Bonus, Moves
+from persist_sb3.lagrange import Multiplier
 
 TERM = "intrinsic"
 
 
 class RecomputedBonusReplayBuffer(ReplayBuffer):
     """
-    SB3's replay buffer for environments with bonus layers (``RNDBonus``, ``SurpriseBonus``, ``EmpowermentBonus``). It
-    splits the reward into what the layers' bonuses brought at the time, :attr:`bonuses`, and the rest,
-    :attr:`rewards`. A batch has ``rest + sum(weight * unit * score)``, by the models, units and schedules of the moment
-    it is drawn at, and times the ``intr_factor`` of a curriculum's stage, if there is one.
+    SB3's replay buffer for environments with bonus layers (``RNDBonus``, ``SurpriseBonus``, ``EmpowermentBonus``), or
+    with a reward whose weights a callback leads (``LagrangeCallback``, or the ``homeo_factor`` of
+    ``CurriculumCallback``). It splits the reward into what will be recomputed, :attr:`bonuses`, and the rest,
+    :attr:`rewards`. A batch has ``rest + sum(weight * unit * score) + sum(factor * term)``, by the models, units and
+    schedules of the moment it is drawn at, the bonuses times the ``intr_factor`` of a curriculum's stage, and the whole
+    terms ``cost`` and ``homeo`` times the multiplier or ``homeo_factor`` of the moment.
 
     The callbacks of this package bind it to the layers and models at the beginning of training. Which transitions are
     drawn is what SB3's buffer would draw. Saved, it is without the models; those are saved with the policy.
@@ -43,7 +49,7 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
         optimised, which loses the last observations of episodes
     """
 
-    #: The part of each reward that the bonus was at the time, ``(buffer_size, n_envs)``.
+    #: The part of each reward that will be recomputed, as it was at the time, ``(buffer_size, n_envs)``.
     bonuses: NDArray[np.float32]
     _paid: Sequence[tuple[float, Bonus]] | None = None
     _parts: Mapping[str, Any] | None = None
@@ -70,6 +76,8 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
             )
         self.bonuses = np.zeros_like(self.rewards)
         self._internal: NDArray[np.float32] | None = None
+        # Reward terms by name, as they are at a weight of 1, each (buffer_size, n_envs).
+        self._terms: dict[str, NDArray[np.float32]] = {}
 
     def bind(self, paid: Sequence[tuple[float, Bonus]], parts: Mapping[str, Any], store: TransitionStore) -> None:
         """
@@ -100,10 +108,11 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
         :param reward: bonuses included, ``(n,)``
         :param done: whether the episode ended, ``(n,)``
         :param infos: what the environments reported
-        :raises RuntimeError: if no callback of this package has bound it, or no layer pays a bonus
+        :raises RuntimeError: if no callback of this package has bound it, or there is nothing to recompute
         """
         step = None if self._store is None else self._store.current
-        if step is None or TERM not in step.terms:
+        led = _factors(self._parts or {})
+        if step is None or not (led or TERM in step.terms):
             raise RuntimeError(
                 f"{type(self).__name__} recomputes what bonus layers pay, and "
                 + (
@@ -111,14 +120,20 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
                     "EmpowermentCallback)"
                     if step is None
                     else "there are none: wrap the environment in RNDBonus, SurpriseBonus or EmpowermentBonus, "
-                    "or use SB3's buffer"
+                    "lead a weight with LagrangeCallback, or use SB3's buffer"
                 )
             )
         if self._internal is None:
             shape = (self.buffer_size, self.n_envs)
             self._internal, self._next_internal = np.zeros((2, *shape, step.internal.shape[1]), dtype=np.float32)
             self._done_actions = np.zeros((*shape, *step.executed_action.shape[1:]), dtype=step.executed_action.dtype)
-        bonus = step.terms[TERM]
+        bonus = step.terms.get(TERM, np.zeros(self.n_envs))
+        for name in led:
+            # What was stored without it has it in the rest.
+            self._terms.setdefault(name, np.zeros_like(self.rewards))[self.pos] = [
+                info["whole_terms"][name] for info in infos
+            ]
+            bonus = bonus + step.terms[name]
         self.bonuses[self.pos] = bonus
         self._internal[self.pos] = step.internal
         self._next_internal[self.pos] = step.next_internal
@@ -129,8 +144,9 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
         """
         :param rows: of the buffer, ``(b,)``
         :param slots: which environment's, ``(b,)``
-        :return: the sum of all bonuses of these transitions, as they would be paid now, ``(b,)``
-        :raises RuntimeError: if no callback of this package has bound it
+        :return: the sum of all bonuses and led terms of these transitions, as they would be paid now, ``(b,)``
+        :raises RuntimeError: if no callback of this package has bound it, or nothing leads a term any more that was led
+            when it was stored
         """
         if self._paid is None or self._parts is None or self._internal is None:
             raise RuntimeError(f"{type(self).__name__} knows no models: it is bound when training begins")
@@ -146,8 +162,17 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
             unit = kind.unit(self._parts)
             if weight * unit:
                 total += weight * unit * kind.score(self._parts, moves)
-        stage = self._parts.get("curriculum")
-        return total if stage is None else stage.demands.intr_factor * total
+        stage, factors = self._parts.get("curriculum"), _factors(self._parts)
+        if stage is not None:
+            total *= stage.demands.intr_factor
+        for name, term in self._terms.items():
+            if name not in factors:
+                raise RuntimeError(
+                    f"the weight of the reward term {name!r} was led by a callback when these transitions were stored, "
+                    "and now by none: go on with the same LagrangeCallback or CurriculumCallback"
+                )
+            total += factors[name] * term[rows, slots]
+        return total
 
     def _get_samples(self, batch_inds: NDArray[np.intp], env: VecNormalize | None = None) -> Any:
         # As SB3 draws them, and nothing else.
@@ -166,6 +191,19 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
             self.to_torch(over[:, None]),
             self.to_torch(self._normalize_reward(reward[:, None], env)),
         )
+
+
+def _factors(parts: Mapping[str, Any]) -> dict[str, float]:
+    """
+    :param parts: the shared parts, by name
+    :return: what callbacks weigh terms of the reward with now, by term
+    """
+    multiplier: Multiplier | None = parts.get("lagrange")
+    stage: StageInForce | None = parts.get("curriculum")
+    factors = {} if multiplier is None else {multiplier.term: float(multiplier.value)}
+    if stage is not None and stage.leads_homeostat:
+        factors["homeo"] = stage.demands.homeo_factor
+    return factors
 
 
 def _pick(leaves: Batch, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Batch:

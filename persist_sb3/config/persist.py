@@ -294,7 +294,10 @@ class PersistConfig(Section):
         :return: what an off-policy algorithm learns from, where that is not SB3's own
         """
         executed = "ExecutedAction" if self.viability.overrules else ""
-        recomputed = "RecomputedBonus" if self.rewards.learns_a_bonus else ""
+        led = self.rewards.cost_target is not None or any("homeo_factor" in stage for stage in self.curriculum)
+        # What SMiRL pays cannot be recomputed.
+        stale = self.rewards.learns_a_bonus or (led and self.rewards.intrinsic == "none")
+        recomputed = "RecomputedBonus" if stale else ""
         if not executed and not recomputed:
             return {}
         kind = "Dict" if self._shows_dict else ""

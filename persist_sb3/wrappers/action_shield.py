@@ -497,7 +497,7 @@ class ActionShieldLayer(InterveningLayer):
         :param slots: environments, ``(r,)``
         :return: one action for each, drawn for the step that it is at, ``(r, ...)``
         """
-        key = (self._chance[slots] * 2.0**53).astype(np.uint64) + (self._clock - self._began[slots]).astype(np.uint64)
+        key = (self._chance[slots] * 2.0**53).astype(np.uint64) + self.age(slots).astype(np.uint64)
         return actions[(Draws(key).random(len(slots), np.float64) * len(actions)).astype(np.intp)]
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:

@@ -35,8 +35,12 @@ class CostPenaltyLayer(Layer):
         self._multiplier = multiplier if multiplier is not None and multiplier.scales == "cost" else None
 
     def after(self, step: Step) -> NDArray[np.float64]:
-        weight = self.weight if self._multiplier is None else float(self._multiplier.value)
-        penalty = weight * step.infos.column(("cost",), self.everyone) * step.live
+        weight, cost = self.weight, step.infos.column(("cost",), self.everyone) * step.live
+        if self._multiplier is not None:
+            weight = float(self._multiplier.value)
+            # For replay buffers, which pay it by the multiplier of a later day.
+            step.infos.publish("whole_terms", self.everyone, -cost, TERM)
+        penalty = weight * cost
         step.infos.publish("reward_terms", self.everyone, -penalty, TERM)
         return step.reward - penalty
 

@@ -116,7 +116,7 @@ class HomeostatRewardLayer(Layer):
         multiplier: Multiplier | None = bundle.get("lagrange")
         self._multiplier = multiplier if multiplier is not None and multiplier.scales == "homeostat" else None
         if self._multiplier is not None:
-            if self.curriculum is not None and any(d.homeo_factor != 1.0 for d in self.curriculum.plan):
+            if self.curriculum is not None and self.curriculum.leads_homeostat:
                 raise RuntimeError(
                     "LagrangeCallback(scales='homeostat') finds the weight of HomeostatReward, and a curriculum sets "
                     "it: leave homeo_factor out of the stages"
@@ -154,9 +154,16 @@ class HomeostatRewardLayer(Layer):
         x = infos.column(("internal",), everyone)
         dead = infos.column(("cost",), everyone) > self._nothing
         homeo = step.where_live(self.homeostat.reward(self._x, x, dead, self._mus, self._ws))
-        weight = demands.homeo_factor * self.weight if self._multiplier is None else float(self._multiplier.value)
+        weight, factor = self.weight, demands.homeo_factor
+        if self._multiplier is not None:
+            weight, factor = 1.0, float(self._multiplier.value)
         if weight != 1.0:
             homeo *= weight
+        if self._multiplier is not None or self.curriculum is not None:
+            # For replay buffers, which pay it by the factor of a later day.
+            infos.publish("whole_terms", everyone, homeo, "homeo")
+        if factor != 1.0:
+            homeo = factor * homeo
         self._x = x
         infos.publish("reward_terms", everyone, homeo, "homeo")
         return step.reward + homeo

@@ -185,14 +185,14 @@ class Layer:
         self._clock += 1
         return step.reward
 
-    def age(self, slot: int | np.integer) -> int:
+    def age(self, slots: NDArray[np.intp] | int | np.integer) -> NDArray[np.int64]:
         """
-        For error messages; a layer whose :meth:`begin` and :meth:`after` do not call these here has none.
+        A layer whose :meth:`begin` and :meth:`after` do not call these here has none.
 
-        :param slot: an environment
-        :return: steps that its episode has taken
+        :param slots: environments, ``(k,)``, or one
+        :return: steps that their episodes have taken, ``(k,)``, or its episode
         """
-        return int(self._clock - self._began[slot])
+        return np.asarray(self._clock - self._began[slots])
 
     def view(self, slots: NDArray[np.intp], observation: Batch) -> Batch:
         """
