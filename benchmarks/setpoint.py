@@ -56,6 +56,7 @@ from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import survival_curve
 from persist_sb3.setpoint import SetpointSearch
 from persist_sb3.wrappers import VecHomeostatReward, VecInternalState, VecRandomSetpoint, VecTrials
+from persist_sb3.wrappers.homeostat_reward import HomeostatRewardLayer
 
 RANGE = (0.45, 0.95)
 FIXED = (0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
@@ -117,8 +118,9 @@ def make_trials(split: str, seasons: Sequence[int]) -> VecTrials:
         so the penalty has to come to what a life is worth at most, for dying not to pay
     """
     venv = make_env(len(seasons), split, seasons, DECLARED)
-    bonus = rewarded(venv).layer.homeostat.alive_bonus
-    return VecTrials(rewarded(venv, death_penalty=bonus / (1.0 - GAMMA)), TRIAL)
+    layer = rewarded(venv).layer
+    assert isinstance(layer, HomeostatRewardLayer)
+    return VecTrials(rewarded(venv, death_penalty=layer.homeostat.alive_bonus / (1.0 - GAMMA)), TRIAL)
 
 
 class Agent(NamedTuple):

@@ -24,7 +24,7 @@ LIMITS: dict[str, Any] = {"dims": ["battery", "heat"], "constraints": ["battery 
 
 
 def walkers(observation: str = "box", action: str = "discrete", n: int = 3) -> VecEnv:
-    makers = [lambda i=i: Monitor(Walker(observation, action, horizon=10 + 2 * i)) for i in range(n)]
+    makers: Any = [lambda i=i: Monitor(Walker(observation, action, horizon=10 + 2 * i)) for i in range(n)]
     return VecInternalState(DummyVecEnv(makers), **LIMITS)
 
 
@@ -102,6 +102,7 @@ class Truth(VecEnvWrapper):
 
     def step_wait(self) -> Any:
         observation, rewards, dones, infos = self.venv.step_wait()
+        assert isinstance(observation, np.ndarray)
         last = observation.copy()
         for slot in np.flatnonzero(dones):
             last[slot] = infos[slot]["terminal_observation"]
@@ -112,7 +113,7 @@ class Truth(VecEnvWrapper):
 
 def recurrent(env: VecEnv, **kwargs: Any) -> RecurrentPPO:
     small: dict[str, Any] = {"lstm_hidden_size": 8, "net_arch": [], "shared_lstm": True, "enable_critic_lstm": False}
-    given = {"n_steps": 32, "batch_size": 96, "n_epochs": 1, "seed": 0, "device": "cpu"} | kwargs
+    given: dict[str, Any] = {"n_steps": 32, "batch_size": 96, "n_epochs": 1, "seed": 0, "device": "cpu"} | kwargs
     return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=small, **given)
 
 
@@ -151,7 +152,7 @@ def test_layers_above_take_a_life_for_an_episode() -> None:
         "constraints": ["fuel >= 0.5"],
         "append": True,
     }
-    makers = [partial(Walker, "box", "discrete", 6)] * 2
+    makers: Any = [partial(Walker, "box", "discrete", 6)] * 2
     env = VecInternalState(VecTrials(DummyVecEnv(makers), 4), **limits)
     env.reset()
     age = np.zeros(2)
@@ -181,7 +182,7 @@ class Watcher:
 
 @pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_evaluation_counts_lives_and_keeps_the_memory(processes: bool) -> None:
-    makers = [partial(Walker, "box", "discrete", 6)] * 2
+    makers: Any = [partial(Walker, "box", "discrete", 6)] * 2
     venv = SubprocVecEnv(makers) if processes else DummyVecEnv(makers)
     watcher = Watcher()
     env = VecTrials(VecInternalState(venv, **LIMITS), 3)
