@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
@@ -195,6 +196,16 @@ def test_evaluation_counts_lives_and_keeps_the_memory(processes: bool) -> None:
     assert starts[0].all() and starts[1:].sum() <= 1
     lengths = [sum(episode.record.length for episode in episodes[i : i + 3]) for i in (0, 3)]
     assert len(starts) == max(lengths)
+
+
+def test_sb3_scores_the_last_life_of_a_trial() -> None:
+    env = VecTrials(walkers(n=2), 3)
+    lives = evaluate(Watcher(), env, 6, seed=0)
+    env.seed(0)
+    _, lengths = evaluate_policy(Watcher(), env, n_eval_episodes=2, return_episode_rewards=True)
+    assert isinstance(lengths, list)
+    assert sorted(lengths) == sorted(lives[i].record.length for i in (2, 5))
+    assert sorted(lengths) != sorted(lives[i].record.length for i in (0, 3))
 
 
 def test_a_second_copy_is_made_in_trials() -> None:
