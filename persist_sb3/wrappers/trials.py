@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, is_vecenv_wrapped
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from persist_sb3.batch import Batch, flatten, tree_map
+from persist_sb3.batch import Batch, add_batch_axis, first_row, flatten
 from persist_sb3.infos import LIFE_OVER, ListInfos
 from persist_sb3.wrappers.extended import ExtendedObservation
 
@@ -57,7 +57,7 @@ class VecTrials(VecEnvWrapper):
         self.lives = lives
         #: The wrapper's parameters.
         self.kwargs = {"lives": lives}
-        #: Lives that each trial has seen the end of, ``(n,)``.
+        # Lives that each trial has seen the end of, (n,).
         self._count = np.zeros(self.num_envs, dtype=np.intp)
         # Last action and reward, and whether a life begins, (n, k).
         self._past = np.zeros((self.num_envs, len(low)), dtype=np.float32)
@@ -81,9 +81,8 @@ class VecTrials(VecEnvWrapper):
             return self._show(observation), rewards, life_over, told
         ended = np.flatnonzero(life_over)
         for slot in ended:
-            last = tree_map(lambda leaf: np.asarray(leaf)[None], told[slot]["terminal_observation"])
-            shown = self._extended.show(last, self._past[[slot]])
-            told[slot]["terminal_observation"] = tree_map(lambda leaf: leaf[0], shown)
+            last = add_batch_axis(told[slot]["terminal_observation"])
+            told[slot]["terminal_observation"] = first_row(self._extended.show(last, self._past[[slot]]))
         self._count[ended] += 1
         over = self._count == self.lives
         self._count[over] = 0
