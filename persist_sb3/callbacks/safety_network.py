@@ -44,7 +44,7 @@ class SafetyNetworkCallback(LearningCallback):
 
     :param net_arch: sizes of the hidden layers
     :param min_updates: gradient steps of the search's models before it is asked
-    :param answers: how many are kept to learn from
+    :param answers: how many are kept to learn from, the newer ones more often
     :param batch_size: answers in a gradient step
     :param learning_starts: answers collected before the first gradient step
     :param train_freq: steps of the vectorised environment between two questions, and trainings
@@ -189,7 +189,10 @@ class SafetyNetworkCallback(LearningCallback):
 
     def _sample(self) -> Answers:
         assert self._memory is not None
-        rows = self.generator.integers(min(self._kept, self.answers), size=self.batch_size)
+        # The search's models go on learning, so old answers are not what it would say now: half of a batch is from the
+        # newest quarter of them.
+        age = min(self._kept, self.answers) * np.square(self.generator.random(self.batch_size))
+        rows = (self._kept - 1 - age.astype(np.intp)) % self.answers
         return Answers(*(memory[rows] for memory in self._memory))
 
     def _update(self, batch: Answers) -> Mapping[str, float]:
