@@ -1,6 +1,7 @@
 """Empowerment: against exact information and capacity, a Gaussian channel in closed form, and GridLife's oracle."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,31 +126,76 @@ def test_the_direct_estimator_has_the_exact_information(n: int) -> None:
     assert (estimates <= n * math.log(5) + 1e-9).all()
 
 
-def test_infonce_comes_close_to_the_exact_information_and_never_exceeds_log_k() -> None:
-    grid, spec, k = Grid(11, 0.1), make_spec(), 256
-    outcomes, source, generator = place_of(grid, spec), SequenceSource(spec, 1), np.random.default_rng(0)
+Asked = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def learned_critic(grid: Grid, n: int, negatives: int | None, steps: int) -> Asked:
+    """What InfoNCE says, once its critic has learned, of states and of the sequences that are taken there."""
+    spec = make_spec()
+    outcomes, source, generator = place_of(grid, spec), SequenceSource(spec, n), np.random.default_rng(0)
     torch.manual_seed(0)
-    critic = SequenceCritic(3, [0, 1], 5, [64, 64], 32)
+    critic = SequenceCritic(3, [0, 1], 5 * n, [64, 64], 32)
     optimizer = torch.optim.Adam(critic.parameters(), lr=4e-3)
 
-    def information(state: np.ndarray) -> torch.Tensor:
-        taken, others = source.draw(len(state), generator), source.draw(k - 1, generator)
+    def information(state: np.ndarray, taken: np.ndarray) -> torch.Tensor:
+        others = source.every() if negatives is None else source.draw(negatives - 1, generator)
         outcome = imagine(grid, outcomes, state, taken, generator)
         parts = [torch.as_tensor(part) for part in (state, taken, outcome, others)]
         critic.measure(parts[0], parts[2])
-        return critic.information(*parts)
+        return critic.information(*parts, complete=negatives is None)
 
-    for _ in range(400):
+    states = grid.states()
+    for _ in range(steps):
         optimizer.zero_grad()
-        loss = -information(grid.states()[generator.integers(121, size=256)]).mean()
+        loss = -information(states[generator.integers(len(states), size=256)], source.draw(256, generator)).mean()
         loss.backward()
         optimizer.step()
-    with torch.no_grad():
-        values = information(np.repeat(grid.states()[[60, 5, 0]], 1500, axis=0)).numpy().reshape(3, -1)
-    assert (values <= math.log(k) + 1e-5).all()
+    return lambda state, taken: information(state, taken).detach().numpy()
+
+
+@pytest.mark.parametrize("negatives", [256, None])
+def test_infonce_comes_close_to_the_exact_information_and_never_exceeds_its_bound(negatives: int | None) -> None:
+    grid = Grid(11, 0.1)
+    information, source = learned_critic(grid, 1, negatives, 400), SequenceSource(make_spec(), 1)
+    taken = source.draw(4500, np.random.default_rng(1))
+    values = information(np.repeat(grid.states()[[60, 5, 0]], 1500, axis=0), taken).reshape(3, -1)
+    assert (values <= math.log(negatives or 5) + 1e-5).all()
     middle, edge, corner = values.mean(axis=1)
     assert middle > edge > corner
     np.testing.assert_allclose([middle, edge, corner], exact_information(grid, 1)[[60, 5, 0]], rtol=0.15)
+
+
+def test_infonce_ranks_tiles_as_the_oracle_does() -> None:
+    """As the direct estimator does below, if as many outcomes of a tile are looked at, and all sequences of each."""
+    grid = Grid(10, 0.02)
+    information, every = learned_critic(grid, 2, None, 500), SequenceSource(make_spec(), 2).every()
+    rows, taken = np.repeat(grid.states(), len(every), axis=0), np.tile(every, (100, 1, 1))
+    values = np.mean([information(rows, taken).reshape(100, -1).mean(axis=1) for _ in range(40)], axis=0)
+    assert spearmanr(values, empowerment(GridLifeParams(), 2))[0] >= 0.9
+
+
+def test_with_the_best_critic_infonce_of_all_sequences_is_the_exact_information() -> None:
+    """Of a channel of three inputs and four outputs. A mean over sequences that are drawn makes it less."""
+    channel = np.array([[0.7, 0.1, 0.1, 0.1], [0.05, 0.8, 0.05, 0.1], [0.05, 0.7, 0.2, 0.05]])
+    critic = SequenceCritic(1, [0] * 4, 3, [], 3)
+    with torch.no_grad():
+        critic.states.weights[0].zero_()
+        critic.states.weights[0][0, 1:] = torch.as_tensor(np.log(channel.T))
+        critic.states.biases[0].zero_()
+        critic.sequences.weights[0][0] = torch.eye(3)
+        critic.sequences.biases[0].zero_()
+    every = torch.eye(3)[:, None]
+    state, taken, outcome = torch.zeros(12, 1), every.repeat_interleave(4, dim=0), torch.eye(4).repeat(3, 1)
+    exact = (channel * np.log(channel / channel.mean(axis=0))).sum(axis=1).mean()
+
+    def mean(others: torch.Tensor, complete: bool) -> float:
+        nats = critic.information(state, taken, outcome, others, complete=complete).detach().numpy()
+        return float((channel.ravel() * nats).sum() / 3)
+
+    assert mean(every, True) == pytest.approx(exact, rel=1e-4)
+    generator = np.random.default_rng(0)
+    drawn = [mean(every[generator.integers(3, size=15)], False) for _ in range(400)]
+    assert np.mean(drawn) < exact - 0.01
 
 
 def test_infonce_by_hand() -> None:
@@ -164,6 +210,8 @@ def test_infonce_by_hand() -> None:
     others = torch.cat([every, every[1:]])  # one is the same as what was taken, four are not
     value = critic.information(torch.zeros(1, 1), every[:1], torch.zeros(1, 1), others)
     assert float(value[0].detach()) == pytest.approx(7.0 - math.log((2 * math.exp(7.0) + 4) / 6), rel=1e-5)
+    value = critic.information(torch.zeros(1, 1), every[:1], torch.zeros(1, 1), every, complete=True)
+    assert float(value[0].detach()) == pytest.approx(7.0 - math.log((math.exp(7.0) + 2) / 3), rel=1e-5)
 
 
 def test_ranks_tiles_as_the_oracle_does() -> None:
@@ -355,7 +403,9 @@ def test_the_estimator_follows_from_the_actions() -> None:
 
 def test_bounds() -> None:
     assert Empowerment(make_spec(), horizon=2).bound == pytest.approx(2 * math.log(5))
-    assert Empowerment(make_spec(), "infonce", horizon=2).bound == pytest.approx(math.log(256))
+    assert Empowerment(make_spec(), "infonce", horizon=2).bound == pytest.approx(2 * math.log(5))
+    with pytest.warns(UserWarning, match="log K"):
+        assert Empowerment(make_spec(), "infonce", horizon=4).bound == pytest.approx(math.log(256))
     with pytest.warns(UserWarning, match="log K"):
         model = Empowerment(make_spec(), "likelihood", horizon=4)
     assert model.bound == pytest.approx(math.log(256))
@@ -508,7 +558,8 @@ def test_trains_logs_and_pays(algorithm: Any, action: str, estimator: Any) -> No
         assert paid[..., 1].max() <= callback.actor.bound
 
 
-def test_the_network_learns_what_the_estimator_says() -> None:
+@pytest.mark.parametrize("estimator", ["likelihood", "infonce"])
+def test_the_network_learns_what_the_estimator_says(estimator: Any) -> None:
     """In a toy whose action decides more, the fuller the battery: its known dynamics, and two levels."""
 
     class Valve(gym.Env[Any, Any]):
@@ -534,12 +585,34 @@ def test_the_network_learns_what_the_estimator_says() -> None:
     limits = {"dims": ["battery"], "constraints": ["battery >= 0.2"]}
     env = VecEmpowermentBonus(VecInternalState(DummyVecEnv([Valve] * 4), **limits))
     callback = EmpowermentCallback(
-        horizon=1, dynamics=function, learning_starts=32, batch_size=64, train_freq=2, learning_rate=3e-3
+        horizon=1,
+        estimator=estimator,
+        dynamics=function,
+        learning_starts=32,
+        batch_size=64,
+        train_freq=4,
+        gradient_steps=8,
+        learning_rate=3e-3,
     )
     make_model(env).learn(1024, callback=callback)
     # One of three places, or always the same.
     empty, full = callback.actor.value(np.array([[0.0, 0.0, 0.3], [1.0, 0.0, 0.8]], dtype=np.float32))
     assert empty < 0.15 and full == pytest.approx(math.log(3), abs=0.15)
+
+
+def test_where_no_action_matters_infonce_finds_no_influence() -> None:
+    """Although its critic learns fast from few states, and may well learn by heart what chance has brought."""
+
+    class Noise:
+        members = 1
+
+        def step(self, state: np.ndarray, action: np.ndarray, members: Any, noise: Any) -> np.ndarray:
+            return noise.standard_normal(state.shape).astype(np.float32)
+
+    model, pages = make_model(make_vec()), Pages()
+    model.set_logger(Logger(None, [pages]))
+    model.learn(256, callback=EmpowermentCallback(estimator="infonce", dynamics=Noise(), learning_rate=1e-2, **QUICK))
+    assert all(page["persist/empowerment/estimate"] < 0.05 for page in pages.pages[1:])
 
 
 def test_training_is_the_same_with_and_without_what_only_watches() -> None:
@@ -641,6 +714,7 @@ def test_rides_in_the_zip_and_resumes(tmp_path: Path, estimator: Any) -> None:
         ({"estimator": "infonce", "noise_var": 1.0}, "are for estimator='logdet'"),
         ({"schedule": "cos_1"}, "schedule 'cos_1'"),
         ({"states": 0}, "states=0"),
+        ({"estimates": 0}, "estimates=0"),
     ],
 )
 def test_wrong_parameters_are_refused(kwargs: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.type_aliases import Schedule
 
@@ -39,6 +40,9 @@ class EmpowermentCallback(LearningCallback):
     agent has been in, by imagining sequences of actions with the world model (and with the internal model, where one is
     trained); the network learns that as a function of the state.
 
+    InfoNCE's critic learns as often as the network. At each gradient step other states are asked about, and the network
+    learns what the critic says of them before it has learned from them: of what it knows by heart it says too much.
+
     What an agent can decide depends on what is looked at: by default the whole next state, observation and internal
     variables, and ``target`` chooses a part, the agent's place for instance.
 
@@ -51,7 +55,7 @@ class EmpowermentCallback(LearningCallback):
     :param estimator: see :class:`~persist_sb3.intrinsic.Empowerment`. Default: ``"logdet"`` for Box actions, else
         ``"likelihood"`` where all sequences are at most ``negatives``, else ``"infonce"``
     :param negatives: sequences that the one taken is told from, itself included, ``K``; the estimate is at most its
-        logarithm
+        logarithm. Where there are no more than so many, the one taken is told from each of them
     :param target: what counts as outcome: names of internal variables, paths into the observation (``"obs.window"``),
         columns of the flattened state. Default: the whole state
     :param resolution: how sharply the outcome is perceived: standard deviation of a sensor's noise, in standard
@@ -67,13 +71,13 @@ class EmpowermentCallback(LearningCallback):
     :param min_updates: gradient steps of the models before they are asked
     :param warm_up: gradient steps of the network before its value is paid
     :param net_arch: sizes of the hidden layers, of the network and of InfoNCE's critic
-    :param states: how many are asked about at a time. Default: 16, and ``batch_size`` for InfoNCE
-    :param estimates: how many are kept to learn from
+    :param states: how many are asked about at a time. Default: 16, and ``batch_size`` for InfoNCE, which asks at each
+        gradient step
+    :param estimates: how many are kept to learn from; InfoNCE keeps none
     :param buffer_size: transitions kept to ask about
     :param batch_size: estimates in a gradient step
-    :param learning_starts: estimates made before the first gradient step
-    :param train_freq: steps of the vectorised environment between two questions, and trainings. InfoNCE's critic learns
-        once at each: it should be asked more often
+    :param learning_starts: estimates made before the first gradient step; for InfoNCE, transitions collected
+    :param train_freq: steps of the vectorised environment between two questions, and trainings
     :param gradient_steps: gradient steps in each training
     :param learning_rate: of Adam
     :param device: where to train
@@ -277,48 +281,37 @@ class EmpowermentCallback(LearningCallback):
                 "EmpowermentCallback trains a model that no layer uses: wrap the environment in "
                 "persist_sb3.wrappers.EmpowermentBonus (or VecEmpowermentBonus, around the vectorised environments)"
             ) from error
-        if self.store.steps % self.train_freq == 0 and len(self.store) and self._ready():
+        due = self.store.steps % self.train_freq == 0
+        if self.actor.critic is None and due and len(self.store) and self._ready():
             self._ask()
         return super()._on_step()
 
     def _ask(self) -> None:
         """Estimate the empowerment of some of the states that the agent was in."""
-        contrast = self.actor.critic is not None
-        count = self.states or (self.batch_size if contrast else 16)
+        count = self.states or 16
+        state = self._visited(count)
+        value = self._direct(state, self._sequences(count), self.generator)
+        self._losses["estimate"].append(float(value.mean()))
+        self._keep(Estimates(state, value.astype(np.float32)))
+
+    def _visited(self, count: int) -> Floats:
+        """
+        :param count: how many states, ``n``
+        :return: that the agent was in, ``(n, D)``
+        """
         transitions: Transitions = self.store.sample(count, self.generator)
         state = self.spec.encode(transitions.observation, transitions.internal)
         self.learner.standardizer.update(self.tensor(state))
         self._outcomes.calibrate(self.learner.standardizer.var.cpu().numpy())
-        value = self._contrast(state) if contrast else self._direct(state, self._sequences(count), self.generator)
-        self._losses["estimate"].append(float(value.mean()))
-        self._keep(Estimates(state, value.astype(np.float32)))
+        return state
 
     def _sequences(self, count: int) -> Floats:
         source = self.actor.source
         if self.actor.estimator == "logdet":
             return source.draw(count, self.generator)
-        if source.count <= self.negatives:
+        if self.actor.complete:
             return source.every()
         return np.unique(source.draw(self.negatives, self.generator), axis=0)
-
-    def _contrast(self, state: Floats) -> NDArray[np.float64]:
-        """
-        :param state: ``(n, D)``
-        :return: what InfoNCE says, before its critic learns from it, ``(n,)``
-        """
-        critic, source = self.learner.critic, self.actor.source
-        assert critic is not None and self._imagination is not None
-        taken, others = source.draw(len(state), self.generator), source.draw(self.negatives - 1, self.generator)
-        outcome = imagine(self._imagination, self._outcomes, state, taken, self.generator)
-        rows, reached = self.tensor(state), self.tensor(outcome)
-        critic.measure(rows, reached)
-        information = critic.information(rows, self.tensor(taken), reached, self.tensor(others))
-        loss = -information.mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self._losses["critic_loss"].append(float(loss.detach()))
-        return information.detach().cpu().numpy().astype(np.float64)
 
     def _keep(self, new: Estimates) -> None:
         """
@@ -332,22 +325,50 @@ class EmpowermentCallback(LearningCallback):
         self._kept += len(new.state)
 
     def _due(self) -> bool:
-        return self.store.steps % self.train_freq == 0 and self._kept >= max(self.learning_starts, 1)
+        if self.store.steps % self.train_freq:
+            return False
+        if self.actor.critic is None:
+            return self._kept >= max(self.learning_starts, 1)
+        return len(self.store) >= max(self.learning_starts, 1) and self._ready()
 
-    def _sample(self) -> Estimates:
+    def _sample(self) -> Estimates | Floats:
+        if self.actor.critic is not None:
+            return self._visited(self.states or self.batch_size)
         assert self._memory is not None
         rows = self.generator.integers(min(self._kept, self.estimates), size=self.batch_size)
         return Estimates(*(memory[rows] for memory in self._memory))
 
-    def _update(self, batch: Estimates) -> Mapping[str, float]:
-        state, value = map(self.tensor, batch)
-        # Parameters that a loss is not about must have no gradient: then Adam leaves them alone.
-        if self.learner.critic is not None:
-            self.learner.critic.zero_grad()
-        loss = self.learner.backpropagate(state, value)
+    def _update(self, batch: Estimates | Floats) -> Mapping[str, float]:
+        losses: dict[str, float] = {}
+        if isinstance(batch, Estimates):
+            state, value = map(self.tensor, batch)
+        else:
+            state, value = self.tensor(batch), self._contrast(batch)
+            losses["estimate"] = float(value.mean())
+            losses["critic_loss"] = -losses["estimate"]
+        losses["loss"] = self.learner.backpropagate(state, value)
         self.optimizer.step()
         self.learner.updates += 1
-        return {"loss": loss}
+        return losses
+
+    def _contrast(self, state: Floats) -> torch.Tensor:
+        """
+        Set the critic's gradients.
+
+        :param state: ``(n, D)``
+        :return: what InfoNCE says, before its critic learns from it, ``(n,)``
+        """
+        critic, source, complete = self.learner.critic, self.actor.source, self.actor.complete
+        assert critic is not None and self._imagination is not None
+        taken = source.draw(len(state), self.generator)
+        others = source.every() if complete else source.draw(self.negatives - 1, self.generator)
+        outcome = imagine(self._imagination, self._outcomes, state, taken, self.generator)
+        rows, reached = self.tensor(state), self.tensor(outcome)
+        critic.measure(rows, reached)
+        information = critic.information(rows, self.tensor(taken), reached, self.tensor(others), complete=complete)
+        critic.zero_grad()
+        (-information.mean()).backward()
+        return information.detach()
 
     def _on_rollout_end(self) -> None:
         super()._on_rollout_end()

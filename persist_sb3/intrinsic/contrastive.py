@@ -66,7 +66,13 @@ class SequenceCritic(nn.Module):
         return code
 
     def information(
-        self, state: torch.Tensor, sequences: torch.Tensor, outcome: torch.Tensor, others: torch.Tensor
+        self,
+        state: torch.Tensor,
+        sequences: torch.Tensor,
+        outcome: torch.Tensor,
+        others: torch.Tensor,
+        *,
+        complete: bool = False,
     ) -> torch.Tensor:
         """
         InfoNCE (van den Oord, Li & Vinyals, arXiv:1807.03748): ``log f / mean f + log K`` within, the mean over the
@@ -74,15 +80,23 @@ class SequenceCritic(nn.Module):
         expectation, at most the information. Sequences are drawn without regard to the state, so the same ``others``
         serve all rows, each as sequences from its own state.
 
+        Where there are few sequences, the mean is best taken over each of them once (``complete``). Then ``f / sum f``
+        is a distribution over sequences, and this the bound of Barber & Agakov (NIPS 2003), at most ``log N``: nothing
+        is left to the chance of which others were drawn, and ``f`` of a sequence that was drawn twice is asked once.
+
         :param state: ``(n, D)``
         :param sequences: taken there, ``(n, k, A)``
         :param outcome: what came of them, ``(n, m)``
-        :param others: drawn from the same source, ``(K - 1, k, A)``
+        :param others: drawn from the same source, ``(K - 1, k, A)``; or all ``N`` that there are, the one taken among
+            them, ``(N, k, A)``
+        :param complete: whether they are all
         :return: nats, ``(n,)``
         """
         code = self.encode(state, outcome)
         taken = (code * self.encode_sequences(sequences)).sum(dim=1, keepdim=True)
-        scores = torch.cat([taken, code @ self.encode_sequences(others).T], dim=1)
+        scores = code @ self.encode_sequences(others).T
+        if not complete:
+            scores = torch.cat([taken, scores], dim=1)
         return taken[:, 0] - scores.logsumexp(dim=1) + math.log(scores.shape[1])
 
 

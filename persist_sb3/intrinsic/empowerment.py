@@ -84,6 +84,8 @@ class Empowerment(Model):
         self.source = source
         self.estimator = estimator
         self.negatives = negatives
+        #: Whether a sequence is told from all there are, and not from as many as are drawn.
+        self.complete = source.count <= negatives
         self.columns = columns
         #: No estimate is greater, in nats.
         self.bound = self._bound()
@@ -106,7 +108,7 @@ class Empowerment(Model):
         if self.estimator == "logdet":
             return math.inf
         entropy, saturated = self.source.entropy, math.log(self.negatives)
-        if self.estimator == "likelihood" and self.source.count <= self.negatives:
+        if self.complete:
             return entropy
         if saturated < entropy < math.inf:
             warnings.warn(
