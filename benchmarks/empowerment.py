@@ -184,43 +184,101 @@ def by_likelihood(
     )
 
 
-def by_contrast(spec: StateSpec, n: int, steps: int) -> NDArray[np.float64]:
+def by_contrast(
+    dynamics: Dynamics,
+    spec: StateSpec,
+    state: Floats,
+    n: int,
+    target: list[str] | None,
+    variance: Floats,
+    steps: int,
+    total: int = TOTAL,
+) -> NDArray[np.float64]:
     """
-    InfoNCE with the true dynamics and the tile as outcome, for which all layouts are the same.
-
+    :param dynamics: how the state goes on
     :param spec: the environment's state
-    :param n: length of the sequences
-    :param steps: of the critic's training
-    :return: nats, mean of 200 outcomes of each tile, ``(100,)``
+    :param state: ``(b, D)``
+    :param n: length of the sequences, all of which are compared
+    :param target: what counts as outcome
+    :param variance: of the state, ``(D,)``
+    :param steps: of the critic's training, in these states
+    :param total: futures of each sequence
+    :return: nats, mean over the futures of all sequences, as in :func:`by_likelihood`, ``(b,)``
     """
-    dynamics, generator = TrueDynamics(SPLITS["test"][0]), np.random.default_rng(0)
-    state, source = dynamics.states(located=True), SequenceSource(spec, n)
-    outcomes = Outcomes(spec, target_columns(spec, ["obs.tile"], []), RESOLUTION)
-    outcomes.calibrate(state.var(axis=0))
+    outcomes = Outcomes(spec, target_columns(spec, target, [0, 1, 2]), RESOLUTION)
+    outcomes.calibrate(variance)
+    generator, source = np.random.default_rng(0), SequenceSource(spec, n)
+    every = source.every()
     torch.manual_seed(0)
-    critic = SequenceCritic(spec.state_dim, outcomes.columns.tolist(), 5 * n, (64, 64), 64)
+    critic = SequenceCritic(spec.state_dim, outcomes.columns.tolist(), every[0].size, (64, 64), 64)
     optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3)
 
-    def information(rows: Floats) -> torch.Tensor:
-        taken, others = source.draw(len(rows), generator), source.draw(255, generator)
+    def imagined(rows: Floats, taken: Floats) -> list[torch.Tensor]:
         outcome = imagine(dynamics, outcomes, rows, taken, generator)
-        tensors = [torch.as_tensor(part) for part in (rows, taken, outcome, others)]
-        critic.measure(tensors[0], tensors[2])
-        return critic.information(*tensors)
+        return [torch.as_tensor(part) for part in (rows, taken, outcome, every)]
 
     for _ in range(steps):
+        parts = imagined(state[generator.integers(len(state), size=256)], source.draw(256, generator))
+        critic.measure(parts[0], parts[2])
+        loss = -critic.information(*parts, complete=True).mean()
         optimizer.zero_grad()
-        loss = -information(state[generator.integers(len(state), size=256)]).mean()
         loss.backward()
         optimizer.step()
+    nats = np.zeros(len(state))
     with torch.no_grad():
-        return np.mean([information(state).numpy() for _ in range(200)], axis=0)
+        for block in np.array_split(np.arange(len(state)), max(1, len(state) // 100)):
+            rows, taken = np.repeat(state[block], len(every), axis=0), np.tile(every, (len(block), 1, 1))
+            for _ in range(total):
+                information = critic.information(*imagined(rows, taken), complete=True).numpy()
+                nats[block] += information.reshape(len(block), -1).mean(axis=1) / total
+    return nats
+
+
+def channel(n: int) -> NDArray[np.float64]:
+    """
+    :param n: length of the sequences
+    :return: from each tile, of each tile, after each sequence, ``(100, 100, 5 ** n)``
+    """
+    area = PARAMS.size**2
+    moved = np.eye(area)[tables(PARAMS).targets]
+    one = (1.0 - PARAMS.slip) * moved + PARAMS.slip * moved.mean(axis=0)
+    whole = one
+    for _ in range(n - 1):
+        whole = np.einsum("kij,ajl->kail", whole, one).reshape(-1, area, area)
+    return np.ascontiguousarray(whole.transpose(1, 2, 0))
+
+
+def by_best_critic(
+    likelihood: NDArray[np.float64], outcomes: int, negatives: int | None, seed: int
+) -> NDArray[np.float64]:
+    """
+    InfoNCE with the best critic, the channel's own likelihood: what is left to chance where the critic is not at fault.
+
+    :param likelihood: what :func:`channel` returned
+    :param outcomes: of each tile
+    :param negatives: sequences that one drawn at random is told from, itself included; None to take all in turn, and
+        tell each from all
+    :param seed: of what chance brings
+    :return: nats, ``(100,)``
+    """
+    area, _, count = likelihood.shape
+    generator = np.random.default_rng(seed)
+    tiles, nats = np.arange(area), np.zeros(area)
+    for i in range(outcomes):
+        taken = np.full(area, i % count) if negatives is None else generator.integers(count, size=area)
+        below = likelihood[tiles, :, taken].cumsum(axis=1) < generator.random((area, 1))
+        asked = likelihood[tiles, below.sum(axis=1).clip(max=area - 1)]
+        own = asked[tiles, taken]
+        others = asked if negatives is None else asked[:, generator.integers(count, size=negatives - 1)]
+        total = others.sum(axis=1) + (0.0 if negatives is None else own)
+        nats += np.log(own * (negatives or count) / total) / outcomes
+    return nats
 
 
 def true_ranks(steps: int) -> dict[str, list[float]]:
     """
     :param steps: of the critic's training
-    :return: correlation on each layout, by name; one of InfoNCE
+    :return: correlation on each layout, by name; of InfoNCE one, and of its best critic one for each of 20 seeds
     """
     spec = spec_of(True)
     results: dict[str, list[float]] = {}
@@ -232,7 +290,17 @@ def true_ranks(steps: int) -> dict[str, list[float]]:
             nats = by_likelihood(dynamics, spec, state, n, target, state.var(axis=0), total=TRUE_TOTAL)
             scores.append(rank(nats, n))
         results[f"true dynamics, likelihood, {name}, n={n}"] = scores
-    results["true dynamics, InfoNCE, tile, n=2"] = [rank(by_contrast(spec, 2, steps), 2)]
+    # Where the tile alone is the outcome, all layouts are the same.
+    dynamics = TrueDynamics(SPLITS["test"][0])
+    state = dynamics.states(located=True)
+    nats = by_contrast(dynamics, spec, state, 2, ["obs.tile"], state.var(axis=0), steps, TRUE_TOTAL)
+    results["true dynamics, InfoNCE, tile, n=2"] = [rank(nats, 2)]
+    likelihood = channel(2)
+    for outcomes, negatives in ((200, 256), (25 * TRUE_TOTAL, None)):
+        told = "all 25 sequences" if negatives is None else f"{negatives - 1} drawn sequences"
+        results[f"true dynamics, InfoNCE's best critic, {told}, {outcomes} outcomes, tile, n=2"] = [
+            rank(by_best_critic(likelihood, outcomes, negatives, seed), 2) for seed in range(LAYOUTS)
+        ]
     return results
 
 
