@@ -275,9 +275,10 @@ def by_best_critic(
     return nats
 
 
-def true_ranks(steps: int) -> dict[str, list[float]]:
+def true_ranks(steps: int, timesteps: int) -> dict[str, list[float]]:
     """
     :param steps: of the critic's training
+    :param timesteps: of the agent beside which one learns
     :return: correlation on each layout, by name; of InfoNCE one, and of its best critic one for each of 20 seeds
     """
     spec = spec_of(True)
@@ -301,6 +302,7 @@ def true_ranks(steps: int) -> dict[str, list[float]]:
         results[f"true dynamics, InfoNCE's best critic, {told}, {outcomes} outcomes, tile, n=2"] = [
             rank(by_best_critic(likelihood, outcomes, negatives, seed), 2) for seed in range(LAYOUTS)
         ]
+    results["true dynamics, the layer's network taught by InfoNCE, tile, n=2"] = taught_ranks(0, timesteps)
     return results
 
 
@@ -313,6 +315,37 @@ def spec_of(located: bool) -> StateSpec:
     return StateSpec(env.observation_space, env.action_space, env.get_wrapper_attr("viability"))
 
 
+def make_agent(located: bool, seed: int) -> PPO:
+    """
+    :param located: whether it is shown its tile
+    :param seed: of the run
+    :return: an agent whose layer pays for empowerment
+    """
+    env = VecEmpowermentBonus(VecInternalState(DummyVecEnv([lambda: make_env(located)] * 8)), weight=0.1)
+    return PPO("MultiInputPolicy", env, n_steps=256, batch_size=256, n_epochs=4, seed=seed, device="cpu")
+
+
+def taught_ranks(seed: int, timesteps: int) -> list[float]:
+    """
+    What the layer's network learns from InfoNCE, as the callback does by default, where the dynamics are the true ones.
+
+    :param seed: of the run
+    :param timesteps: of PPO
+    :return: correlation on each layout
+    """
+    layouts = range(SPLITS["test"][0], SPLITS["test"][0] + LAYOUTS)
+    # Which tile follows does not depend on the layout.
+    callback = EmpowermentCallback(
+        horizon=2,
+        estimator="infonce",
+        target=["obs.tile"],
+        resolution=RESOLUTION,
+        dynamics=TrueDynamics(layouts[0]),
+    )
+    make_agent(True, seed).learn(timesteps, callback=callback)
+    return [rank(callback.actor.value(TrueDynamics(layout).states(located=True)), 2) for layout in layouts]
+
+
 def learned_ranks(located: bool, seed: int, timesteps: int) -> dict[str, list[float]]:
     """
     :param located: whether the agent is shown its tile
@@ -320,8 +353,7 @@ def learned_ranks(located: bool, seed: int, timesteps: int) -> dict[str, list[fl
     :param timesteps: of PPO
     :return: correlation on each layout, by name
     """
-    env = VecEmpowermentBonus(VecInternalState(DummyVecEnv([lambda: make_env(located)] * 8)), weight=0.1)
-    model = PPO("MultiInputPolicy", env, n_steps=256, batch_size=256, n_epochs=4, seed=seed, device="cpu")
+    model = make_agent(located, seed)
     target = ["obs.tile"] if located else None
     horizon = 2 if located else 1
     callback = EmpowermentCallback(horizon=horizon, target=target, resolution=RESOLUTION, states=32)
@@ -394,7 +426,7 @@ def main() -> None:
 
     ranks: dict[str, list[list[float]]] = {}
     if arguments.only in (None, "true"):
-        ranks |= {name: [row] for name, row in true_ranks(arguments.critic_steps).items()}
+        ranks |= {name: [row] for name, row in true_ranks(arguments.critic_steps, arguments.timesteps).items()}
     if arguments.only in (None, "learned"):
         for located in (True, False):
             for seed in arguments.seeds:
