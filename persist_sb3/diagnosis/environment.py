@@ -45,7 +45,17 @@ def check_interface(env: gym.Env[Any, Any]) -> list[Finding]:
     texts = list(dict.fromkeys(_plain(warning.message) for warning in caught))
     if not texts:
         return [Finding("ok", "gymnasium's checker", "has nothing to say")]
-    return [Finding("note", "gymnasium's checker", text, "see gymnasium's page on environments") for text in texts]
+    return [Finding("note", "gymnasium's checker", text, _advice(text)) for text in texts]
+
+
+def _advice(text: str) -> str:
+    """
+    :param text: of a warning of the checker
+    :return: what to do about it
+    """
+    if "infinity. This is probably too" in text:
+        return "fine here: observations need no limits"
+    return "see gymnasium's page on environments"
 
 
 def _plain(message: object) -> str:
