@@ -255,12 +255,13 @@ def test_going_on_with_an_agent(
     assert f"did you mean {agent}?" in refused(capsys, train, "-i", run)
     assert f"did you mean {agent}?" in refused(capsys, train, "-i", f"{run}/drone.zip")
     assert "is not the file of an agent" in refused(capsys, train, "-i", "nothing.zip")
-    # Which environment it is, and who registers that, the run says itself; not what PPO's shipped file has for it.
-    assert f"no shipped hyperparameters for ppo on {DRONE}" in refused(capsys, train, "-i", agent)
+    # Which environment it is, who registers that, and what it was trained with, the run says itself.
+    train(["-i", agent])
     train(["-i", agent, "--persist", "drone.yml"])
-    (told,) = asked
-    assert told[told.index("-i") + 1] == agent
-    assert told[told.index("--gym-packages") + 1] == "newcomers_drone"
+    for told in asked:
+        assert told[:4] == ["--algo", "ppo", "--env", DRONE]
+        assert told[told.index("-i") + 1] == agent
+        assert told[told.index("--gym-packages") + 1] == "newcomers_drone"
 
 
 def test_enjoy_takes_a_run_and_says_who_stays_alive(
