@@ -56,6 +56,8 @@ def enjoy(arguments: Sequence[str] | None = None) -> None:
     if "--no-render" not in others and not _has_screen():
         print(f"no screen: nothing is drawn. For a video: persist-sb3 report {run.folder} --episodes 1")
         others = ["--no-render", *others]
+    if not any(option.startswith("--load-") for option in others):
+        others = [*_which_model(run), *others]
     where = ["--algo", run.algo, "--env", run.env_id, "--folder", own.folder]
     if folder is not None:
         others = ["--exp-id", _number(parser, run), *others]
@@ -105,6 +107,17 @@ def _has_screen() -> bool:
     :return: whether a window can be opened. Without one, what draws in the pace of its environment draws into nothing
     """
     return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")))
+
+
+def _which_model(run: Run) -> list[str]:
+    """
+    :param run: that is to be replayed
+    :return: the option of rl-zoo3 that loads what there is, where a training has not come to its end
+    """
+    path = run.model_path
+    if path is None or path.stem == run.parameters.name:
+        return []
+    return ["--load-best" if path.stem == "best_model" else "--load-last-checkpoint"]
 
 
 def _newest_run(parser: argparse.ArgumentParser, own: argparse.Namespace) -> Run:

@@ -163,7 +163,7 @@ class ListInfos(list[dict[str, Any]], Infos):
     def _missing(self, path: Path, slots: Sequence[int]) -> MissingInfoError:
         for slot in slots:
             value: Any = self[slot]
-            keys, within = list(self[slot]), ()
+            keys, within = list(self[slot]), path[:0]
             for depth, part in enumerate(path):
                 if isinstance(value, Mapping):
                     keys, within = list(value), path[:depth]

@@ -276,6 +276,25 @@ def test_enjoy_takes_a_run_and_says_who_stays_alive(
     assert f"of {episodes} episodes stayed inside their limits; task return" in printed
 
 
+def test_a_training_that_was_killed_is_watched_by_its_last_checkpoint(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(zoo_enjoy, "create_test_env", zoo_enjoy.create_test_env)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    there = tmp_path / "logs" / "ppo" / f"{DRONE}_1"
+    shutil.copytree(f"logs/ppo/{DRONE}_1", there)
+    (there / f"{DRONE}.zip").rename(there / "rl_model_1000_steps.zip")
+    shutil.copy(there / "rl_model_1000_steps.zip", there / "rl_model_200_steps.zip")
+    enjoy([str(there), "-n", "70", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "rl_model_1000_steps.zip" in printed
+    # Without a screen nothing is drawn, and that is said.
+    assert f"no screen: nothing is drawn. For a video: persist-sb3 report {there}" in printed
+
+
 def test_enjoy_without_that_run_says_which_there_are(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

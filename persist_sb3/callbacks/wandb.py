@@ -46,8 +46,8 @@ class TrackCallback(PersistCallback):
     that has begun cannot be set: ``python -m persist_sb3.train`` sets it before.
 
     Without an active run (``--track`` of rl-zoo3, or ``wandb.init(sync_tensorboard=True)`` with a ``tensorboard_log``)
-    it does nothing, and does not import W&B. Where scalars do not reach the run, it warns. Training is the same, bit for
-    bit, with and without.
+    it does nothing, and does not import W&B. Where scalars do not reach the run, it warns. Training is the same, bit
+    for bit, with and without.
 
     :param log_freq: timesteps between two logs of tables and plots, at ends of rollouts
     :param video_freq: timesteps between two videos, at ends of rollouts; 0 for none. The end of training has one
