@@ -3,6 +3,7 @@
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -14,8 +15,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from persist_sb3 import PersistConfig, callbacks
-from persist_sb3.callbacks import MetricsCallback, ViabilityCallback
+from persist_sb3 import PersistConfig, callbacks, dashboards
+from persist_sb3.callbacks import CalibrationCallback, MetricsCallback, ViabilityCallback
 from persist_sb3.config.viability import ShieldSection
 from persist_sb3.constraints import Constraint
 from persist_sb3.diagnosis.environment import check_spaces
@@ -103,7 +104,7 @@ def test_an_environment_of_another_api_is_told_the_form_that_fits() -> None:
     venv = make_vec_env("CartPole-v1", 1)
     with pytest.raises(TypeError, match=r"not go around a DummyVecEnv: .*VecInternalState for SB3's VecEnv"):
         InternalState(venv, **X)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"VecInternalState does not go around a TimeLimit: InternalState is for a gym"):
+    with pytest.raises(TypeError, match=r"not go around a \w*TimeLimit: InternalState is for a gym"):
         VecInternalState(gym.make("CartPole-v1"), **X)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"not go around a str: .*gymnasium.make makes one of an id"):
         PersistConfig(**CART).wrap("CartPole-v1")  # type: ignore[arg-type]
@@ -157,6 +158,27 @@ def test_a_shield_that_sees_less_than_its_critic_is_refused_before_the_first_ste
 def test_a_shield_without_its_callback_says_no_more_than_that() -> None:
     with pytest.raises(RuntimeError, match=r"ActionShield\(\) has no part 'viability': add \S*ViabilityCallback to"):
         learn(ActionShield(InternalState(gym.make("CartPole-v1"), **X)), MetricsCallback())
+
+
+def test_what_is_tracked_of_a_critic_needs_no_shield() -> None:
+    """``--track`` adds the callback where there is a critic, also if ``-params`` took the shield away."""
+    calibration = CalibrationCallback()
+    learn(InternalState(gym.make("CartPole-v1"), **X), ViabilityCallback(), calibration)
+    assert calibration.calibration.conf == inspect.signature(ActionShield).parameters["conf"].default
+
+
+def test_a_dashboard_without_an_account_names_what_there_is_without_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = pytest.importorskip("wandb.errors")
+
+    def save() -> None:
+        raise errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(dashboards, "wandb_workspace", lambda *where: SimpleNamespace(save=save))
+    with pytest.raises(SystemExit):
+        dashboards.main(["--entity", "me"])
+    assert "No API key configured. What is saved here lies at W&B" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_missing_entry_is_looked_for_where_the_path_ends() -> None:

@@ -118,7 +118,7 @@ class TrackCallback(PersistCallback):
             "persist_constraints": list(self._viability.names),
         }
         run.config.update(told, allow_val_change=True)
-        for section in ("persist", "rollout", "train", "eval"):
+        for section in ("persist", "rollout", "train", "eval", "time"):
             run.define_metric(f"{section}/*", step_metric="global_step")
 
     def _on_step(self) -> bool:
