@@ -33,8 +33,8 @@ class CalibrationCallback(PersistCallback):
     ``level`` (what is asked of it), ``certified``, and ``risk/<constraint>`` (share of the passing ones in the episodes
     that are remembered after which this constraint broke).
 
-    :param conf: confidence asked for, in (0, 1). Default: that of the environment's ``ActionShield``; without one, a shield's
-        default
+    :param conf: confidence asked for, in (0, 1). Default: that of the environment's ``ActionShield``; without one, that
+        which a shield has by default
     :param horizon: steps within which a decision must prove safe
     :param near: a decision is near the boundary if the smallest scaled margin before it lies in ``[0, near)``
     :param episodes: how many are remembered
