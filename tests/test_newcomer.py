@@ -1,5 +1,6 @@
 """What made someone stop and think who had nothing but the docs, an empty folder and environments of their own."""
 
+import json
 import runpy
 import shutil
 import sys
@@ -21,6 +22,7 @@ from persist_sb3.diagnosis.numbers import numbers_of
 from persist_sb3.doctor import examine
 from persist_sb3.enjoy import enjoy
 from persist_sb3.evaluation import evaluate
+from persist_sb3.explain import explain
 from persist_sb3.packages import import_packages
 from persist_sb3.report import report
 from persist_sb3.runs import Run, RunError
@@ -317,6 +319,20 @@ def test_the_witness_counts_what_an_evaluation_counts(trained: Path, monkeypatch
     assert venv.steps == sum(record.length for record in records)
     assert venv.interventions == sum(record.interventions or 0 for record in records) > 0
     assert f"the shield changed {venv.interventions} of {venv.steps} actions" in venv.summary()
+
+
+def test_what_real_valued_actions_were_changed_to_is_not_counted(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    told = tmp_path / "interventions.jsonl"
+    assert explain([f"logs/ppo/{DRONE}_1", "--episodes", "2", "--output", str(told)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "by constraint in danger" in printed and "by proposed and executed action" not in printed
+    lost = [json.loads(line)["infeasible"] for line in told.read_text().splitlines()]
+    # A threshold of 0.9 asks for a battery that is all but full.
+    assert 2 * sum(lost) > len(lost)
+    assert f"at {sum(lost)} of {len(lost)} interventions no action passed" in printed
 
 
 def test_a_run_that_was_moved_is_whole(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
