@@ -32,6 +32,14 @@ class ConstraintSyntaxError(GrammarError):
     """A constraint that does not follow the grammar of :class:`Constraint`."""
 
     subject = "constraint"
+    advice = dict.fromkeys(("and ", "&", ",", ";"), "list two constraints instead") | {
+        "or ": "all constraints must hold together",
+        "=": "comparisons are >=, <=, and in [low, high]",
+        "≥": "write >=",
+        "≤": "write <=",
+        "%": "write a number in the variable's own unit",
+        ".": "write the variable's name in dims; its source says where it is",
+    }
 
 
 def minimum(a: Any, b: Any) -> Any:

@@ -247,7 +247,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = (wandb_report if own.report else wandb_workspace)(own.entity, own.project)
     except ImportError as error:
         parser.error(str(error))
-    made.save()
+    from wandb.errors import Error
+
+    try:
+        made.save()
+    except Error as error:
+        parser.error(
+            f"{error} What is saved here lies at W&B and needs an account. Without one, TensorBoard's Custom Scalars "
+            "has the same charts: tensorboard --logdir runs"
+        )
     Console().print(made.url, markup=False, highlight=False, soft_wrap=True)
     return 0
 

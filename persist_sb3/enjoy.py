@@ -1,6 +1,7 @@
 """``python -m persist_sb3.enjoy``: rl-zoo3's ``enjoy`` with this package's environments, layers and algorithms."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ examples:
   %(prog)s logs/ppo/GridLife-v0_3                               this run
   %(prog)s --algo ppo --env GridLife-v0 --exp-id 3 --load-best  the best model of one run
   %(prog)s --no-render -n 5000                                  only the figures
+
+Where there is no screen nothing is drawn, which is said. A video: persist-sb3 report RUN_DIR
 """
 
 
@@ -50,6 +53,11 @@ def enjoy(arguments: Sequence[str] | None = None) -> None:
         import_packages([*own.gym_packages, *(run.arguments.get("gym_packages") or [])])
     except (ImportError, RunError) as error:
         parser.error(str(error))
+    if "--no-render" not in others and not _has_screen():
+        print(f"no screen: nothing is drawn. For a video: persist-sb3 report {run.folder} --episodes 1")
+        others = ["--no-render", *others]
+    if not any(option.startswith("--load-") for option in others):
+        others = [*_which_model(run), *others]
     where = ["--algo", run.algo, "--env", run.env_id, "--folder", own.folder]
     if folder is not None:
         others = ["--exp-id", _number(parser, run), *others]
@@ -92,6 +100,24 @@ def _parser() -> argparse.ArgumentParser:
         "--no-progress", action="store_true", help="no progress bar (default: there is one if stderr is a terminal)"
     )
     return parser
+
+
+def _has_screen() -> bool:
+    """
+    :return: whether a window can be opened. Without one, what draws in the pace of its environment draws into nothing
+    """
+    return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")))
+
+
+def _which_model(run: Run) -> list[str]:
+    """
+    :param run: that is to be replayed
+    :return: the option of rl-zoo3 that loads what there is, where a training has not come to its end
+    """
+    path = run.model_path
+    if path is None or path.stem == run.parameters.name:
+        return []
+    return ["--load-best" if path.stem == "best_model" else "--load-last-checkpoint"]
 
 
 def _newest_run(parser: argparse.ArgumentParser, own: argparse.Namespace) -> Run:

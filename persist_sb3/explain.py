@@ -102,6 +102,13 @@ INFEASIBLE = "no action passed, and the safest was not safe enough"
 MISJUDGED = "the action passed: the critic valued it too highly"
 UNGUARDED = "the shield does not guard this constraint"
 
+#: What most interventions at which nothing could be done come to.
+LOST = (
+    "at {lost} of {all} interventions no action passed: the critic expects every one to end outside the limits. It "
+    "sees the end of what runs out slowly too late to help; leave that to the policy (guards names what the shield "
+    "keeps), lower the threshold, or train for longer"
+)
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -251,9 +258,14 @@ def explain(arguments: Sequence[str] | None = None) -> int:
         f"{sum(episode.record.survived for episode in episodes)} episodes survived",
         highlight=False,
     )
-    for title, what in (("by constraint in danger", _constraint), ("by proposed and executed action", _change)):
-        if interventions:
-            console.print(_counted(title, interventions, what))
+    if interventions:
+        console.print(_counted("by constraint in danger", interventions, _constraint))
+        # Real numbers are hardly ever the same twice.
+        if np.asarray(interventions[0].proposed).dtype.kind != "f":
+            console.print(_counted("by proposed and executed action", interventions, _change))
+        lost = sum(each.infeasible for each in interventions)
+        if 2 * lost > len(interventions):
+            console.print(LOST.format(lost=lost, all=len(interventions)), style="yellow", highlight=False)
     if seen.waited:
         console.print(_waiting(seen), style="yellow", highlight=False)
     if seen.violations:

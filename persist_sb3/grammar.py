@@ -1,7 +1,7 @@
 """What the small grammars of this package share: tokens, and errors that point at the character."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple, NoReturn
 
 
@@ -15,6 +15,8 @@ class GrammarError(ValueError):
     """
 
     subject: ClassVar[str] = "text"
+    #: What is often written where it does not belong, and what to write instead.
+    advice: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, text: str, column: int, problem: str) -> None:
         super().__init__(text, column, problem)
@@ -23,7 +25,9 @@ class GrammarError(ValueError):
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"malformed {self.subject}: {self.problem}\n    {self.text}\n    {' ' * self.column}^"
+        found = [told for written, told in self.advice.items() if self.text.startswith(written, self.column)]
+        problem = "; ".join([self.problem, *found])
+        return f"malformed {self.subject}: {problem}\n    {self.text}\n    {' ' * self.column}^"
 
 
 class Token(NamedTuple):

@@ -31,18 +31,21 @@ class MissingInfoError(RuntimeError):
 
     :param path: keys and indices of the entry, outermost first
     :param env_index: which of the environments
-    :param available: the keys that its info does have
+    :param available: the keys that are there
+    :param within: the part of the path that its info does have
     """
 
-    def __init__(self, path: Path, env_index: int, available: Sequence[str]) -> None:
-        super().__init__(path, env_index, available)
+    def __init__(self, path: Path, env_index: int, available: Sequence[str], within: Path = ()) -> None:
+        super().__init__(path, env_index, available, within)
         self.path = path
         self.env_index = env_index
         self.available = available
+        self.within = within
 
     def __str__(self) -> str:
+        where = f"info{format_path(self.within)}" if self.within else "its info"
         return (
-            f"info{format_path(self.path)} is missing in environment {self.env_index}; its info has "
+            f"info{format_path(self.path)} is missing in environment {self.env_index}; {where} has "
             f"{sorted(self.available) if self.available else 'no keys'}. The environment must give it at reset and at "
             "every step: name another source for this variable, or add the entry to the environment's info."
         )
@@ -160,11 +163,14 @@ class ListInfos(list[dict[str, Any]], Infos):
     def _missing(self, path: Path, slots: Sequence[int]) -> MissingInfoError:
         for slot in slots:
             value: Any = self[slot]
-            try:
-                for part in path:
+            keys, within = list(self[slot]), path[:0]
+            for depth, part in enumerate(path):
+                if isinstance(value, Mapping):
+                    keys, within = list(value), path[:depth]
+                try:
                     value = value[part]
-            except (KeyError, IndexError, TypeError):
-                return MissingInfoError(path, slot, [str(key) for key in self[slot]])
+                except (KeyError, IndexError, TypeError):
+                    return MissingInfoError(path, slot, list(map(str, keys)), within)
         raise AssertionError(f"info{format_path(path)} is there in every environment")
 
     def publish(self, key: str, slots: NDArray[np.intp], values: NDArray[Any], name: str | None = None) -> None:
@@ -204,10 +210,10 @@ class VectorInfos(Infos):
                 # What is left of the path indexes each environment's own array.
                 return np.asarray(level[slots][(slice(None), *path[depth:])], dtype=np.float64)
             if part not in level:
-                raise MissingInfoError(path, int(slots[0]), self._keys(level))
+                raise MissingInfoError(path, int(slots[0]), self._keys(level), path[:depth])
             reported = level.get(f"_{part}")
             if reported is not None and not reported[slots].all():
-                raise MissingInfoError(path, int(slots[np.argmin(reported[slots])]), self._keys(level))
+                raise MissingInfoError(path, int(slots[np.argmin(reported[slots])]), self._keys(level), path[:depth])
             level = level[part]
         rows = level[slots]
         return np.asarray(np.stack(rows) if rows.dtype == object else rows, dtype=np.float64)

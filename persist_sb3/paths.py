@@ -44,7 +44,7 @@ def parse_path(text: str) -> tuple[str, Path]:
     :raises PathSyntaxError: if it is malformed
     """
     scanner = Scanner(text, TOKEN, PathSyntaxError)
-    root = scanner.take(*ROOTS) or scanner.fail("'info' or 'obs'")
+    root = scanner.take(*ROOTS) or scanner.fail("'info' or 'obs', as in 'info.battery'")
     path: list[str | int] = []
     while scanner.next.kind != "end":
         if scanner.take("."):

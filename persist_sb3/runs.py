@@ -74,6 +74,12 @@ class Run:
         )
 
     @property
+    def entry(self) -> dict[str, Any]:
+        """What it was trained with, as an entry of a hyperparameter file."""
+        text = (self.parameters / "config.yml").read_text(encoding="utf-8")
+        return dict(yaml.load(text, Loader=yaml.UnsafeLoader))
+
+    @property
     def internal_state(self) -> Mapping[str, Any] | None:
         """Parameters of the run's own ``InternalState`` with constraints, if its configuration lists one."""
         for key in ("env_wrapper", "vec_env_wrapper"):

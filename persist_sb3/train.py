@@ -2,8 +2,8 @@
 
 import argparse
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,10 @@ def train(arguments: Sequence[str] | None = None) -> None:
     own, others = parser.parse_known_args(arguments)
     if watched() and not own.no_progress:
         others = ["--progress", *others]
+    before: Run | None = None
     if own.trained_agent is not None:
-        others = ["-i", _agent(parser, own), *others]
+        path, before = _agent(parser, own)
+        others = ["-i", path, *others]
     try:
         import_packages(own.gym_packages)
     except ImportError as error:
@@ -62,6 +64,10 @@ def train(arguments: Sequence[str] | None = None) -> None:
         if own.shield:
             _train_entry(algo, env_id, _shielded_entry(parser, algo, env_id, own.conf_file), "shield", others)
             return
+        if own.conf_file is None and before is not None and (algo, env_id) == (before.algo, before.env_id):
+            others = [*_env_options(before.arguments.get("env_kwargs") or {}), *others]
+            _train_entry(algo, env_id, before.entry, "config", others)
+            return
         config = own.conf_file or _shipped_file(parser, algo, env_id)
         _train(algo, env_id, config, others)
         return
@@ -78,10 +84,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
         entry = _entry(persist)
     except (ValueError, gym.error.Error) as error:
         parser.error(f"--persist: {own.persist}: {told(error)}")
-    # Given on the command line they reach the evaluation environments; rl-zoo3 forgets those of a file there.
-    env_kwargs = [f"{key}:{value!r}" for key, value in entry.pop("env_kwargs", {}).items()]
-    if env_kwargs:
-        others = ["--env-kwargs", *env_kwargs, *others]
+    others = [*_env_options(entry.pop("env_kwargs", {})), *others]
     _train_entry(persist.algo, persist.env_id, entry, Path(own.persist).stem, others)
 
 
@@ -117,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "-i",
         "--trained-agent",
         metavar="ZIP",
-        help="go on with this agent (default of --algo, --env and --gym-packages: those of its run)",
+        help="go on with this agent (default of --algo, --env, --gym-packages and hyperparameters: those of its run)",
     )
     parser.add_argument(
         "--gym-packages", metavar="MODULE", nargs="+", default=[], help="modules that register your own environments"
@@ -163,24 +166,34 @@ def _train_entry(algo: str, env_id: str, entry: dict[str, Any], name: str, other
         _train(algo, env_id, str(file), others)
 
 
-def _agent(parser: argparse.ArgumentParser, own: argparse.Namespace) -> str:
+def _env_options(env_kwargs: Mapping[str, Any]) -> list[str]:
+    """
+    :param env_kwargs: arguments of the environment
+    :return: them on the command line, where they reach evaluation environments; rl-zoo3 forgets those of a file there
+    """
+    given = [f"{key}:{value!r}" for key, value in env_kwargs.items()]
+    return ["--env-kwargs", *given] if given else []
+
+
+def _agent(parser: argparse.ArgumentParser, own: argparse.Namespace) -> tuple[str, Run | None]:
     """
     :param parser: says so if there is none
     :param own: the command line, which is told what the agent's run says and it does not
-    :return: the file of the trained agent
+    :return: the file of the trained agent, and its run
     """
     path: str = own.trained_agent
     if not (path.endswith(".zip") and Path(path).is_file()):
         there = sorted(map(str, (Path(path) if Path(path).is_dir() else Path(path).parent).glob("*.zip")))
         remedy = f"did you mean {' or '.join(there)}?" if there else "name the .zip in the folder of a run"
         parser.error(f"-i {path} is not the file of an agent: {remedy}")
-    # An agent from elsewhere has no run around it.
-    with suppress(RunError):
+    try:
         run = Run(Path(path).parent)
-        if own.persist is None:
-            own.algo, own.env = own.algo or run.algo, own.env or run.env_id
-        own.gym_packages = own.gym_packages or run.arguments.get("gym_packages") or []
-    return path
+    except RunError:  # An agent from elsewhere has no run around it.
+        return path, None
+    if own.persist is None:
+        own.algo, own.env = own.algo or run.algo, own.env or run.env_id
+    own.gym_packages = own.gym_packages or run.arguments.get("gym_packages") or []
+    return path, run
 
 
 def _shielded_entry(parser: argparse.ArgumentParser, algo: str, env_id: str, conf_file: str | None) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class ViabilitySet:
             raise TypeError(f"constraints must be a list of strings, not one string: use [{constraints!r}]")
         parsed = tuple(Constraint(text) for text in constraints)
         if not parsed:
-            raise ValueError("a viability set needs at least one constraint, for example 'energy >= 0.2'")
+            raise ValueError(f"a viability set needs at least one constraint, for example '{self.dims[0]} >= 0.2'")
         for constraint in parsed:
             for name in constraint.names:
                 if name not in self.dims:
@@ -93,7 +93,9 @@ class ViabilitySet:
             least, greatest = constraint.bounds(physical)
             ranges = ", ".join(f"{name} in [{physical[name][0]:g}, {physical[name][1]:g}]" for name in constraint.names)
             if greatest < 0:
-                raise ValueError(f"constraint '{constraint.text}' cannot be satisfied with {ranges} (low, high)")
+                raise ValueError(
+                    f"constraint '{constraint.text}' cannot be satisfied with {ranges} (low, high): correct one of them"
+                )
             if least >= 0:
                 raise ValueError(
                     f"constraint '{constraint.text}' can never be violated with {ranges} (low, high; '<' and '>' count "
@@ -120,7 +122,8 @@ class ViabilitySet:
             if not margin >= 0:
                 point = ", ".join(f"{name} = {mu[self.dims.index(name)]:g}" for name in constraint.names)
                 raise ValueError(
-                    f"mu lies outside the viability set: '{constraint.text}' has margin {margin:g} at {point}"
+                    f"mu lies outside the viability set: '{constraint.text}' has margin {margin:g} at {point}. Move mu "
+                    "inside, or correct the constraint; both are in the variable's own unit"
                 )
 
     def _margins_at(self, point: Vector) -> Vector:

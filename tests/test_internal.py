@@ -54,9 +54,9 @@ def test_paths_are_read(text: str, root: str, path: tuple[str | int, ...]) -> No
 @pytest.mark.parametrize(
     ("text", "column", "problem"),
     [
-        ("", 0, "expected 'info' or 'obs', found the end"),
-        ("energy", 0, "expected 'info' or 'obs', found 'energy'"),
-        ("inf.energy", 0, "expected 'info' or 'obs', found 'inf'"),
+        ("", 0, "expected 'info' or 'obs', as in 'info.battery', found the end"),
+        ("energy", 0, "expected 'info' or 'obs', as in 'info.battery', found 'energy'"),
+        ("inf.energy", 0, "expected 'info' or 'obs', as in 'info.battery', found 'inf'"),
         ("info", 4, "expected '.key': an info has many entries, found the end"),
         ("info.", 5, "expected a key, found the end"),
         ("info..energy", 5, "expected a key, found '.'"),

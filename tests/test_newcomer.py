@@ -1,5 +1,6 @@
 """What made someone stop and think who had nothing but the docs, an empty folder and environments of their own."""
 
+import json
 import runpy
 import shutil
 import sys
@@ -21,6 +22,7 @@ from persist_sb3.diagnosis.numbers import numbers_of
 from persist_sb3.doctor import examine
 from persist_sb3.enjoy import enjoy
 from persist_sb3.evaluation import evaluate
+from persist_sb3.explain import explain
 from persist_sb3.packages import import_packages
 from persist_sb3.report import report
 from persist_sb3.runs import Run, RunError
@@ -255,12 +257,13 @@ def test_going_on_with_an_agent(
     assert f"did you mean {agent}?" in refused(capsys, train, "-i", run)
     assert f"did you mean {agent}?" in refused(capsys, train, "-i", f"{run}/drone.zip")
     assert "is not the file of an agent" in refused(capsys, train, "-i", "nothing.zip")
-    # Which environment it is, and who registers that, the run says itself; not what PPO's shipped file has for it.
-    assert f"no shipped hyperparameters for ppo on {DRONE}" in refused(capsys, train, "-i", agent)
+    # Which environment it is, who registers that, and what it was trained with, the run says itself.
+    train(["-i", agent])
     train(["-i", agent, "--persist", "drone.yml"])
-    (told,) = asked
-    assert told[told.index("-i") + 1] == agent
-    assert told[told.index("--gym-packages") + 1] == "newcomers_drone"
+    for told in asked:
+        assert told[:4] == ["--algo", "ppo", "--env", DRONE]
+        assert told[told.index("-i") + 1] == agent
+        assert told[told.index("--gym-packages") + 1] == "newcomers_drone"
 
 
 def test_enjoy_takes_a_run_and_says_who_stays_alive(
@@ -273,6 +276,25 @@ def test_enjoy_takes_a_run_and_says_who_stays_alive(
     assert f"Loading logs/ppo/{DRONE}_1/{DRONE}.zip" in printed.replace(f"{trained.resolve()}/", "")
     episodes = printed.count("Episode Length")
     assert f"of {episodes} episodes stayed inside their limits; task return" in printed
+
+
+def test_a_training_that_was_killed_is_watched_by_its_last_checkpoint(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(zoo_enjoy, "create_test_env", zoo_enjoy.create_test_env)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    there = tmp_path / "logs" / "ppo" / f"{DRONE}_1"
+    shutil.copytree(f"logs/ppo/{DRONE}_1", there)
+    (there / f"{DRONE}.zip").rename(there / "rl_model_1000_steps.zip")
+    shutil.copy(there / "rl_model_1000_steps.zip", there / "rl_model_200_steps.zip")
+    enjoy([str(there), "-n", "70", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "rl_model_1000_steps.zip" in printed
+    # Without a screen nothing is drawn, and that is said.
+    assert f"no screen: nothing is drawn. For a video: persist-sb3 report {there}" in printed
 
 
 def test_enjoy_without_that_run_says_which_there_are(
@@ -297,6 +319,20 @@ def test_the_witness_counts_what_an_evaluation_counts(trained: Path, monkeypatch
     assert venv.steps == sum(record.length for record in records)
     assert venv.interventions == sum(record.interventions or 0 for record in records) > 0
     assert f"the shield changed {venv.interventions} of {venv.steps} actions" in venv.summary()
+
+
+def test_what_real_valued_actions_were_changed_to_is_not_counted(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    told = tmp_path / "interventions.jsonl"
+    assert explain([f"logs/ppo/{DRONE}_1", "--episodes", "2", "--output", str(told)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "by constraint in danger" in printed and "by proposed and executed action" not in printed
+    lost = [json.loads(line)["infeasible"] for line in told.read_text().splitlines()]
+    # A threshold of 0.9 asks for a battery that is all but full.
+    assert 2 * sum(lost) > len(lost)
+    assert f"at {sum(lost)} of {len(lost)} interventions no action passed" in printed
 
 
 def test_a_run_that_was_moved_is_whole(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

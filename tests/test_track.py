@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -59,6 +60,7 @@ class FakeRun:
 
     def __init__(self) -> None:
         self.tags: tuple[str, ...] = ("mine",)
+        self.settings = SimpleNamespace(sync_tensorboard=True)
         self.config: Any = SimpleNamespace(update=lambda told, allow_val_change: self.told.update(told))
         self.told: dict[str, Any] = {}
         self.metrics: dict[str, str] = {}
@@ -208,6 +210,17 @@ def test_runs_are_told_apart_by_their_layers(run: FakeRun) -> None:
     assert run.told[dashboards.GROUP] == "InternalState+HomeostatReward+ActionShield"
     assert run.told["persist_callbacks"] == ["MetricsCallback", "ViabilityCallback", "CalibrationCallback"]
     assert run.metrics["persist/*"] == "global_step"
+
+
+@pytest.mark.parametrize(("synchronised", "written"), [(True, False), (False, True), (True, True)])
+def test_a_run_that_gets_no_scalars_is_told(run: FakeRun, tmp_path: Path, synchronised: bool, written: bool) -> None:
+    run.settings.sync_tensorboard = synchronised
+    log = {"tensorboard_log": str(tmp_path)} if written else {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learn(gridlife(), [*shielding(), TrackCallback(video_freq=0)], steps=128, **log)
+    told = [str(each.message) for each in caught if "W&B gets no scalars" in str(each.message)]
+    assert len(told) == (not (synchronised and written))
 
 
 def test_layers_inside_the_environments_are_named_too(run: FakeRun) -> None:

@@ -13,6 +13,7 @@ from persist_sb3.models.belief import BeliefColumns
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield.calibration import EDGES, Calibration, bins_of
+from persist_sb3.shield.lookahead import LookAhead
 from persist_sb3.wrappers.layer import declared
 
 
@@ -32,7 +33,8 @@ class CalibrationCallback(PersistCallback):
     ``level`` (what is asked of it), ``certified``, and ``risk/<constraint>`` (share of the passing ones in the episodes
     that are remembered after which this constraint broke).
 
-    :param conf: confidence asked for, in (0, 1). Default: that of the environment's ``ActionShield``
+    :param conf: confidence asked for, in (0, 1). Default: that of the environment's ``ActionShield``; without one, that
+        which a shield has by default
     :param horizon: steps within which a decision must prove safe
     :param near: a decision is near the boundary if the smallest scaled margin before it lies in ``[0, near)``
     :param episodes: how many are remembered
@@ -102,7 +104,8 @@ class CalibrationCallback(PersistCallback):
         self.spec: StateSpec = critic.spec
         entries = declared(self.lookup, "belief_entries", {})
         self._belief = BeliefColumns.find(self.spec, entries) if entries else None
-        conf = float(self.lookup("lookahead").conf) if self.conf is None else self.conf
+        shield: LookAhead = declared(self.lookup, "lookahead", LookAhead())
+        conf = shield.conf if self.conf is None else self.conf
         if not conf < 1.0:
             raise RuntimeError(f"conf={conf} cannot be measured: no number of safe decisions shows that all are")
         self.calibration = Calibration(self.spec, conf, self.horizon, self.episodes, self.step_size)

@@ -2,10 +2,12 @@
 
 import os
 import sys
+import warnings
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.callbacks.gathering import COLUMNS, Gathering
@@ -44,7 +46,8 @@ class TrackCallback(PersistCallback):
     that has begun cannot be set: ``python -m persist_sb3.train`` sets it before.
 
     Without an active run (``--track`` of rl-zoo3, or ``wandb.init(sync_tensorboard=True)`` with a ``tensorboard_log``)
-    it does nothing, and does not import W&B. Training is the same, bit for bit, with and without.
+    it does nothing, and does not import W&B. Where scalars do not reach the run, it warns. Training is the same, bit
+    for bit, with and without.
 
     :param log_freq: timesteps between two logs of tables and plots, at ends of rollouts
     :param video_freq: timesteps between two videos, at ends of rollouts; 0 for none. The end of training has one
@@ -88,12 +91,22 @@ class TrackCallback(PersistCallback):
     def _on_training_start(self) -> None:
         if self._run is None:
             return
+        if not (self._run.settings.sync_tensorboard and self._writes_tensorboard):
+            warnings.warn(
+                "TrackCallback: W&B gets no scalars, such as persist/survival. They come by way of TensorBoard: give "
+                "sync_tensorboard=True to wandb.init, and tensorboard_log to the model",
+                stacklevel=2,
+            )
         self._viability: ViabilitySet = self.lookup("viability")
         self._gathering = Gathering(self, self._viability, self.most, self.seed)
         self._logged_at = self._filmed_at = self.num_timesteps
         self._finished = -1
         self._describe()
         super()._on_training_start()
+
+    @property
+    def _writes_tensorboard(self) -> bool:
+        return any(isinstance(each, TensorBoardOutputFormat) for each in self.logger.output_formats)
 
     def _describe(self) -> None:
         """Tell the run what it is, so that runs can be grouped by it."""
@@ -105,7 +118,7 @@ class TrackCallback(PersistCallback):
             "persist_constraints": list(self._viability.names),
         }
         run.config.update(told, allow_val_change=True)
-        for section in ("persist", "rollout", "train", "eval"):
+        for section in ("persist", "rollout", "train", "eval", "time"):
             run.define_metric(f"{section}/*", step_metric="global_step")
 
     def _on_step(self) -> bool:

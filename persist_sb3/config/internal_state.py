@@ -71,6 +71,8 @@ class InternalStateSection(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> "InternalStateSection":
+        if self.names_its_own and "mu" not in self.model_fields_set:
+            raise ValueError(f"mu is missing: give the setpoint, where it is best, of each of {list(self.dims)}")
         for key in ("mu", "w", "low", "high"):
             values = getattr(self, key)
             if values is not None and len(values) != len(self.dims):
@@ -92,6 +94,11 @@ class InternalStateSection(Section):
             )
         InternalSource(self.dims, self.source)
         return self
+
+    @property
+    def names_its_own(self) -> bool:
+        """Whether the variables are not GridLife's, so that no default of its setpoints or limits is meant."""
+        return self.dims != type(self).model_fields["dims"].default
 
     @property
     def degraded(self) -> set[str]:

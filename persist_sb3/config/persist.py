@@ -13,7 +13,7 @@ from persist_sb3.config.internal_state import InternalStateSection
 from persist_sb3.config.rewards import RewardsSection
 from persist_sb3.config.section import Entry, Section, explain, given
 from persist_sb3.config.train import CONTINUOUS_OFF_POLICY, ON_POLICY, RISKY, TrainSection
-from persist_sb3.config.viability import ViabilitySection
+from persist_sb3.config.viability import ShieldSection, ViabilitySection
 from persist_sb3.curriculum import read_stages
 from persist_sb3.homeostat import Homeostat
 from persist_sb3.viability import ViabilitySet
@@ -42,7 +42,7 @@ class PersistConfig(Section):
     :param rewards: what is added to the task reward
     :param train: algorithm and training
     :param curriculum: stages before what is declared, see :class:`~persist_sb3.curriculum.Stage`. Default: none
-    :raises pydantic.ValidationError: (a ``ValueError``) naming the key, the value and the nearest known name
+    :raises ValueError: naming the key, the value and the nearest known name
     """
 
     env: EnvSection = EnvSection()
@@ -52,11 +52,24 @@ class PersistConfig(Section):
     train: TrainSection = TrainSection()
     curriculum: tuple[dict[str, Any], ...] = ()
 
+    def __init__(self, **sections: Any) -> None:
+        try:
+            super().__init__(**sections)
+        except ValidationError as error:
+            raise ValueError("\n".join(map(explain, error.errors()))) from None
+
     @model_validator(mode="after")
     def _check_together(self) -> "PersistConfig":
         state, viability, rewards = self.internal_state, self.viability, self.rewards
+        if state.names_its_own and "constraints" not in viability.model_fields_set:
+            raise ValueError(
+                f"viability.constraints is missing: say what must hold of {list(state.dims)}, such as "
+                f"'{state.dims[0]} >= 0.2'"
+            )
         limits = {"low": state.low, "high": state.high}
-        ViabilitySet(viability.constraints, state.dims, mu=state.mu, scale=viability.scale, **limits)
+        alive = ViabilitySet(viability.constraints, state.dims, mu=state.mu, scale=viability.scale, **limits)
+        if viability.shield is not None:
+            self._check_shield(viability.shield, alive)
         if viability.planner is not None and viability.planner.target is not None:
             ViabilitySet(viability.planner.target, state.dims, **limits)
         Homeostat(state.mu, state.w or [1.0] * len(state.dims), form=rewards.form, n=rewards.n, m=rewards.m)
@@ -71,6 +84,23 @@ class PersistConfig(Section):
         if state.belief is not None and not state.degraded:
             self._check_belief()
         return self
+
+    def _check_shield(self, shield: ShieldSection, alive: ViabilitySet) -> None:
+        """
+        :param shield: its section
+        :param alive: the constraints
+        :raises ValueError: if it cannot guard what it names, or mask the actions of the algorithm
+        """
+        if shield.guards is not None:
+            try:
+                alive.about(shield.guards)
+            except ValueError as error:
+                raise ValueError(f"viability.shield.guards: {error}") from error
+        if shield.correction == "mask" and self.algo in CONTINUOUS_OFF_POLICY:
+            raise ValueError(
+                f"viability.shield.correction='mask' needs actions that can be counted, and those of {self.train.algo} "
+                "cannot: use 'project' or 'replace', or train.algo='PPO_MASK' in an environment with such actions"
+            )
 
     def _check_belief(self) -> None:
         """
@@ -107,9 +137,9 @@ class PersistConfig(Section):
         if not isinstance(data, dict):
             raise ValueError(f"{path} must hold the sections {', '.join(cls.model_fields)}, not {data!r}")
         try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise ValueError("\n".join(f"{path}: {explain(problem)}" for problem in error.errors())) from error
+            return cls(**{str(key): section for key, section in data.items()})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     @property
     def algo(self) -> str:
@@ -118,7 +148,16 @@ class PersistConfig(Section):
 
     @property
     def env_id(self) -> str:
-        """The environment's id; a GridLife id becomes its continuous form for an algorithm that needs Box actions."""
+        """
+        The environment's id; a GridLife id becomes its continuous form for an algorithm that needs Box actions.
+
+        :raises ValueError: if there are internal variables other than GridLife's, and nothing says where
+        """
+        if self.internal_state.names_its_own and "name" not in self.env.model_fields_set:
+            raise ValueError(
+                f"env.name is missing: name the environment that {list(self.internal_state.dims)} are in, as in "
+                'env: {name: "CartPole-v1"}'
+            )
         name = self.env.name
         if self.algo in CONTINUOUS_OFF_POLICY and name.startswith("GridLife") and "Continuous" not in name:
             return name.replace("GridLife", "GridLifeContinuous", 1)

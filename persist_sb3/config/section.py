@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +23,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    #: Where that is said which could be looked for here.
+    elsewhere: ClassVar[str] = ""
+
     @model_validator(mode="before")
     @classmethod
     def _name_nearest_key(cls, data: Any) -> Any:
@@ -31,8 +34,17 @@ class Section(BaseModel):
                 if key not in cls.model_fields:
                     nearest = difflib.get_close_matches(str(key), cls.model_fields, n=1)
                     hint = f", did you mean {nearest[0]!r}?" if nearest else "."
-                    raise ValueError(f"unknown key {key!r}{hint} Known here: {', '.join(cls.model_fields)}")
+                    known = ", ".join(cls.model_fields)
+                    raise ValueError(f"unknown key {key!r}{hint} Known here: {known}{cls.elsewhere}")
+        elif not isinstance(data, cls):
+            raise ValueError(
+                f"must hold keys ({', '.join(cls.model_fields)}), or be {{}} for all defaults, not {data!r}"
+            )
         return data
+
+
+#: What pydantic says in terms of Python, in those of a file.
+_SAID = {"tuple_type": "Input should be a list"}
 
 
 def explain(problem: Mapping[str, Any]) -> str:
@@ -41,8 +53,9 @@ def explain(problem: Mapping[str, Any]) -> str:
     :return: where it is and what it is, without pydantic's own address and a copy of the whole input
     """
     where = ".".join(map(str, problem["loc"]))
-    said = str(problem["msg"]).removeprefix("Value error, ")
-    value = "" if said != problem["msg"] or isinstance(problem["input"], dict) else f", not {problem['input']!r}"
+    said = _SAID.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
+    ours = problem["type"] == "value_error"
+    value = "" if ours or isinstance(problem["input"], dict) else f", not {problem['input']!r}"
     return f"{where}: {said}{value}" if where else f"{said}{value}"
 
 

@@ -1,7 +1,7 @@
 """Algorithm and training."""
 
 import difflib
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,11 @@ class TrainSection(Section):
     :param model_rollouts: rollouts of the models for each decision of the shield, or each course of the planner
     :param risk_alpha: share of the worst returns that QR-DQN or TQC goes by, see :mod:`persist_sb3.risk`. Default: all
     """
+
+    elsewhere: ClassVar[str] = (
+        ". What else the algorithm takes (learning_rate, n_envs, policy_kwargs ...) is given to its constructor in "
+        "Python, or on the command line: -params learning_rate:0.001"
+    )
 
     algo: str = "PPO"
     n_timesteps: Count | None = None

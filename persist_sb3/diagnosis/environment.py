@@ -45,7 +45,17 @@ def check_interface(env: gym.Env[Any, Any]) -> list[Finding]:
     texts = list(dict.fromkeys(_plain(warning.message) for warning in caught))
     if not texts:
         return [Finding("ok", "gymnasium's checker", "has nothing to say")]
-    return [Finding("note", "gymnasium's checker", text, "see gymnasium's page on environments") for text in texts]
+    return [Finding("note", "gymnasium's checker", text, _advice(text)) for text in texts]
+
+
+def _advice(text: str) -> str:
+    """
+    :param text: of a warning of the checker
+    :return: what to do about it
+    """
+    if "infinity. This is probably too" in text:
+        return "fine here: observations need no limits"
+    return "see gymnasium's page on environments"
 
 
 def _plain(message: object) -> str:
@@ -93,10 +103,11 @@ def check_spaces(env: gym.Env[Any, Any], algo: str | None, append: bool = False)
             )
         )
     if algo in CONTINUOUS_ONLY and not isinstance(action, spaces.Box):
-        remedy = f"choose PPO, DQN or QRDQN, or actions that are real numbers for {algo}"
+        able = "PPO, DQN or QRDQN" if isinstance(action, spaces.Discrete) else "PPO, A2C or TRPO"
+        remedy = f"choose {able}, or actions that are real numbers for {algo}"
         findings.append(Finding("problem", "spaces", f"{algo} needs Box actions, and these are {action}", remedy))
     if algo in DISCRETE_ONLY and not isinstance(action, spaces.Discrete):
-        remedy = "choose PPO, SAC, TD3 or TQC"
+        remedy = f"choose PPO, {'SAC, TD3 or TQC' if isinstance(action, spaces.Box) else 'A2C or TRPO'}"
         findings.append(Finding("problem", "spaces", f"{algo} needs Discrete actions, and these are {action}", remedy))
     if isinstance(action, spaces.Box) and not np.isfinite([action.low, action.high]).all():
         remedy = "give the action space finite limits: SB3 scales actions to them"

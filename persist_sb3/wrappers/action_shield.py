@@ -324,12 +324,27 @@ class ActionShieldLayer(InterveningLayer):
         missing = [name for name in self._needed if name not in self._models]
         if self.calibrated and self._calibration is None:
             missing.append("calibration")
-        if not missing:
-            return None
-        return ShieldError(
-            f"ActionShield(mode={self.mode!r}, infeasible={self.infeasible!r}, caution={self.caution}) has no part "
-            f"{', '.join(map(repr, missing))}: train with {trainers(missing)}"
-        )
+        if missing:
+            asked = {"mode": self.mode, "infeasible": self.infeasible, "caution": self.caution}
+            own = {key: value for key, value in asked.items() if value not in ("critic", "safest", 0)}
+            return ShieldError(
+                f"ActionShield({', '.join(f'{key}={value!r}' for key, value in own.items())}) has no part "
+                f"{', '.join(map(repr, missing))}: add {trainers(missing)} to the callbacks of the training"
+            )
+        return self._misplaced()
+
+    def _misplaced(self) -> RuntimeError | None:
+        """
+        :return: what to raise if the models see other observations than this layer does
+        """
+        for name, model in self._models.items():
+            if model.spec.observation_dim != self.spec.observation_dim:
+                return ShieldError(
+                    f"ActionShield sees observations of {self.spec.observation_dim} numbers, and {name!r} learns from "
+                    f"the {model.spec.observation_dim} that the policy sees: something around the shield changes "
+                    "observations. Put ActionShield around it"
+                )
+        return None
 
     def _find_models(self) -> None:
         """

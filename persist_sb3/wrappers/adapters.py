@@ -1,5 +1,6 @@
 """The three APIs that run a layer: ``gymnasium.Env``, SB3's ``VecEnv`` and ``gymnasium.vector.VectorEnv``."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -47,6 +48,9 @@ class LayerOwner:
     """What the three forms of a wrapper have in common: they make the layer and meet the environments below it."""
 
     layer_type: ClassVar[type[Layer]]
+    #: What this form goes around, and how its classes' names begin.
+    goes_around: ClassVar[type]
+    prefix: ClassVar[str] = ""
     layer: Layer
     _step: Step
 
@@ -56,7 +60,31 @@ class LayerOwner:
             # The wrapper takes the layer's parameters: let help(), IDEs and the documentation show them.
             env = list(inspect.signature(cls.__init__).parameters.values())[1]
             parameters = inspect.signature(cls.layer_type).parameters.values()
-            cls.__signature__ = inspect.Signature([env, *parameters])  # type: ignore[attr-defined]
+            named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+            cls.__signature__ = inspect.Signature([env, *named])  # type: ignore[attr-defined]
+
+    @classmethod
+    def _make_layer(cls, env: Any, kwargs: Mapping[str, Any]) -> Layer:
+        """
+        :param env: what is to be wrapped
+        :param kwargs: the layer's parameters
+        :return: the layer
+        :raises TypeError: if ``env`` asks for another form, or there is no such parameter
+        """
+        if not isinstance(env, cls.goes_around):
+            layer = cls.__name__.removeprefix(cls.prefix)
+            raise TypeError(
+                f"{cls.__name__} does not go around a {type(env).__name__}: {layer} is for a gymnasium.Env "
+                f"(PersistConfig.wrap; gymnasium.make makes one of an id), Vec{layer} for SB3's VecEnv "
+                f"(PersistConfig.wrap_vec), Vector{layer} for a gymnasium.vector.VectorEnv"
+            )
+        known = inspect.signature(cls.layer_type).parameters
+        for name in kwargs:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f", did you mean {nearest[0]!r}?" if nearest else "."
+                raise TypeError(f"{cls.__name__} has no parameter {name!r}{hint} There are {', '.join(known)}")
+        return cls.layer_type(**kwargs)
 
     def _attach(self, layer: Layer, num_envs: int, env: Any, observation_space: Any, action_space: Any) -> None:
         def find(name: str) -> Any:
@@ -108,10 +136,13 @@ class LayerWrapper(LayerOwner, gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
     :param kwargs: the layer's parameters
     """
 
+    goes_around = gym.Env
+
     def __init__(self, env: gym.Env[Any, Any], **kwargs: Any) -> None:
+        layer = self._make_layer(env, kwargs)
         gym.utils.RecordConstructorArgs.__init__(self, **kwargs)
         gym.Wrapper.__init__(self, env)
-        self._attach(self.layer_type(**kwargs), 1, env, env.observation_space, env.action_space)
+        self._attach(layer, 1, env, env.observation_space, env.action_space)
         self.observation_space = self.layer.observation_space
         self.action_space = self.layer.action_space
         self._acts = type(self.layer).act is not Layer.act
@@ -163,8 +194,11 @@ class VecLayerWrapper(LayerOwner, VecEnvWrapper):
     :param kwargs: the layer's parameters
     """
 
+    goes_around = VecEnv
+    prefix = "Vec"
+
     def __init__(self, venv: VecEnv, **kwargs: Any) -> None:
-        layer = self.layer_type(**kwargs)
+        layer = self._make_layer(venv, kwargs)
         #: The layer's parameters.
         self.kwargs = kwargs
         self._attach(layer, venv.num_envs, venv, venv.observation_space, venv.action_space)
@@ -261,7 +295,11 @@ class VectorLayerWrapper(LayerOwner, VectorWrapper[Any, Any, Any, Any, Any]):
     :param kwargs: the layer's parameters
     """
 
+    goes_around = VectorEnv
+    prefix = "Vector"
+
     def __init__(self, env: VectorEnv[Any, Any, Any], **kwargs: Any) -> None:
+        layer = self._make_layer(env, kwargs)
         VectorWrapper.__init__(self, env)
         mode = env.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
@@ -270,7 +308,6 @@ class VectorLayerWrapper(LayerOwner, VectorWrapper[Any, Any, Any, Any, Any]):
                 f"gymnasium.vector.AutoresetMode, not {mode!r}"
             )
         self._mode = mode
-        layer = self.layer_type(**kwargs)
         self._attach(layer, env.num_envs, env, env.single_observation_space, env.single_action_space)
         self.single_observation_space = layer.observation_space
         self.single_action_space = layer.action_space

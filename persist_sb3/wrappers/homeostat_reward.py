@@ -12,7 +12,7 @@ from persist_sb3.curriculum import StageInForce
 from persist_sb3.homeostat import Homeostat
 from persist_sb3.infos import Infos
 from persist_sb3.lagrange import Multiplier
-from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper, VectorLayerWrapper
+from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.layer import Layer, Lookup, Step, declared
 
 
@@ -58,6 +58,11 @@ class HomeostatRewardLayer(Layer):
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
     ) -> None:
         super().attach(num_envs, observation_space, action_space, lookup)
+        if declared(lookup, "pays_homeostat", False):
+            raise RuntimeError(
+                "HomeostatReward lies around another one, and the agent would be paid twice: is the environment "
+                "wrapped already?"
+            )
         viability = lookup("viability")
         mu = viability.mu if self._mu is None else self._mu
         if mu is None:
@@ -100,9 +105,13 @@ class HomeostatRewardLayer(Layer):
                 viability, setpoints=self._range
             )
             if not np.isfinite(bonus):
+                floor, ceiling = viability.box()
+                open_ended = np.flatnonzero(~np.isfinite(ceiling - floor) & (np.asarray(self._weights) > 0.0))
+                ranges = ", ".join(f"{viability.dims[j]} in [{floor[j]:g}, {ceiling[j]:g}]" for j in open_ended)
                 raise RuntimeError(
-                    f"alive_bonus='auto' needs limits on both sides of every variable that has a weight, and "
-                    f"{viability.box()} leaves one open: give InternalState low=[...] and high=[...], or a number here"
+                    f"alive_bonus='auto' needs limits on both sides of every variable that has a weight, and one is "
+                    f"open: {ranges}. Give InternalState low=[...] and high=[...] (in a configuration "
+                    "internal_state.low and high), or a number as alive_bonus"
                 )
         self._tightness = tightness
         self.homeostat = Homeostat(self._setpoint, self._weights, alive_bonus=bonus, **self._form)
@@ -169,19 +178,26 @@ class HomeostatRewardLayer(Layer):
         return step.reward + homeo
 
 
-class HomeostatReward(LayerWrapper):
+class _Declarations(LayerOwner):
+    """What it says about itself, for the layers above."""
+
+    #: That a second one would pay again.
+    pays_homeostat = True
+
+
+class HomeostatReward(_Declarations, LayerWrapper):
     """:class:`HomeostatRewardLayer` around a ``gymnasium.Env``."""
 
     layer_type = HomeostatRewardLayer
 
 
-class VecHomeostatReward(VecLayerWrapper):
+class VecHomeostatReward(_Declarations, VecLayerWrapper):
     """:class:`HomeostatRewardLayer` around SB3's ``VecEnv``."""
 
     layer_type = HomeostatRewardLayer
 
 
-class VectorHomeostatReward(VectorLayerWrapper):
+class VectorHomeostatReward(_Declarations, VectorLayerWrapper):
     """:class:`HomeostatRewardLayer` around a ``gymnasium.vector.VectorEnv``."""
 
     layer_type = HomeostatRewardLayer

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped
 
 from persist_sb3.batch import Batch, surely_finite, with_rows
 from persist_sb3.curriculum import StageInForce
@@ -257,9 +258,21 @@ class InternalState(_Declarations, LayerWrapper):
 
 
 class VecInternalState(_Declarations, VecLayerWrapper):
-    """:class:`InternalStateLayer` around SB3's ``VecEnv``."""
+    """
+    :class:`InternalStateLayer` around SB3's ``VecEnv``.
+
+    :raises RuntimeError: if a ``VecNormalize`` lies below: limits would be on what it makes of observation and reward
+    """
 
     layer_type = InternalStateLayer
+
+    def __init__(self, venv: VecEnv, **kwargs: Any) -> None:
+        super().__init__(venv, **kwargs)
+        if is_vecenv_wrapped(venv, VecNormalize):
+            raise RuntimeError(
+                "VecInternalState lies around a VecNormalize, and would read normalised observations and rewards: put "
+                "the layers inside, VecNormalize(persist.wrap_vec(venv))"
+            )
 
 
 class VectorInternalState(_Declarations, VectorLayerWrapper):
