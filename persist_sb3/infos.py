@@ -14,6 +14,10 @@ Path = tuple[str | int, ...]
 #: Where ``VecTrials`` joins lives: tells where one ends, of which the learner hears at the end of the last only.
 LIFE_OVER = "life_over"
 
+#: One number an environment, ``(n,)``, for a dict in its info: the key of that dict, a name in it, the numbers, and
+#: whether they are added to those that are there.
+Entry = tuple[str, str, NDArray[np.float64], bool]
+
 
 def reset_source(env: VecEnv) -> VecEnv:
     """
@@ -81,6 +85,9 @@ def told_bonuses(infos: Sequence[dict[str, Any]]) -> dict[str, NDArray[np.float6
 class Infos(ABC):
     """The infos of one step (or reset) of ``n`` environments, read and written by column."""
 
+    #: What layers have made of the step's outcome, with what they made it of: the next may see the same.
+    made: tuple[Any, Any, NDArray[np.float32]] | None = None
+
     @abstractmethod
     def column(self, path: Path, slots: NDArray[np.intp]) -> NDArray[np.float64]:
         """
@@ -108,6 +115,17 @@ class Infos(ABC):
         :param values: ``(k, ...)``, a row an environment
         :param name: if given, the value goes into the dict ``info[key]`` under this name
         """
+
+    def publish_entries(self, everyone: NDArray[np.intp], entries: Sequence[Entry]) -> None:
+        """
+        Write several entries at once.
+
+        :param everyone: all environments, ``(n,)``
+        :param entries: what is written, in this order
+        :raises MissingInfoError: if something is to be added to what is not there
+        """
+        for key, name, values, added in entries:
+            self.publish(key, everyone, values + self.column((key, name), everyone) if added else values, name)
 
 
 class ListInfos(list[dict[str, Any]], Infos):
@@ -183,6 +201,21 @@ class ListInfos(list[dict[str, Any]], Infos):
         # Numbers are gathered as fast as they are compared.
         if everyone and values.ndim > 1 and values.dtype == np.float64:
             self._published[key] = rows, values
+
+    def publish_entries(self, everyone: NDArray[np.intp], entries: Sequence[Entry]) -> None:
+        # One walk through the dicts: to reach one costs more than to write a number into it.
+        columns = [(key, name, values.tolist(), added) for key, name, values, added in entries]
+        for slot, info in enumerate(self):
+            for key, name, values, added in columns:
+                if key not in info:
+                    info[key] = {}
+                inner = info[key]
+                if added:
+                    if name not in inner:
+                        raise self._missing((key, name), [slot])
+                    inner[name] += values[slot]
+                else:
+                    inner[name] = values[slot]
 
 
 class VectorInfos(Infos):

@@ -147,7 +147,8 @@ class Empowerment(Model):
         if not int(self.updates):
             return np.zeros(len(state))
         value = self._fast(self._fast_standardizer(state))[0, :, 0].astype(np.float64)
-        return np.minimum(np.maximum(self.full * value, 0.0), self.bound)
+        value *= self.full
+        return value.clip(0.0, self.bound, out=value)
 
 
 @dataclass(frozen=True)

@@ -60,15 +60,14 @@ class Standardizer(Statistics):
 
         :param batch: ``(n, size)``
         """
-        n = len(batch)
+        n, count = len(batch), float(self.count)
+        share = n / (count + n)
         mean = batch.mean(dim=0)
-        var = (batch - mean).square().mean(dim=0)  # torch.var_mean takes six times as long
-        total = self.count + n
-        delta = mean - self.mean
-        spread = self.var * self.count + var * n + delta.square() * self.count * n / total
-        self.mean += delta * n / total
-        self.var.copy_(spread / total)
-        self.count.copy_(total)
+        var = (batch - mean).square_().mean(dim=0)  # torch.var_mean takes six times as long
+        mean -= self.mean
+        self.var.lerp_(var.addcmul_(mean, mean, value=1.0 - share), share)
+        self.mean.add_(mean, alpha=share)
+        self.count += n
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return ((x - self.mean) / (self.var + VARIANCE_FLOOR).sqrt()).clamp(-CLIP, CLIP)
@@ -233,13 +232,14 @@ class NumpyStandardizer:
     def __init__(self, standardizer: Standardizer) -> None:
         self._moments = Prepared(_moments, standardizer.mean, standardizer.var)
 
-    def __call__(self, x: Floats) -> Floats:
+    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
         """
         :param x: ``(..., size)``
+        :param out: where the result goes. Default: into a new array
         :return: standardised and clipped, ``(..., size)``
         """
         mean, deviation = self._moments()
-        scaled: Floats = x - mean
+        scaled: Floats = np.subtract(x, mean, out=out)
         scaled /= deviation
         return scaled.clip(_LOW, _HIGH, out=scaled)
 

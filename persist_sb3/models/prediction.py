@@ -327,11 +327,9 @@ class PredictiveModel(Model):
         :param action: encoded, ``(n, A)``
         :return: what the linear regression by itself expects of the numbers in ``s'``, ``(n, g)``
         """
-        numbers: Floats = state[:, self._in_state] + self._change(state, action)
+        change = self._answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
+        numbers: Floats = state[:, self._in_state] + change
         return numbers
-
-    def _change(self, state: Floats, action: Floats) -> Floats:
-        return self._answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
 
     def _distribution(self, outputs: Floats) -> FastDistribution:
         mean, raw, one_hot, binary, gate = (outputs[..., part] for part in self._slices)
@@ -348,8 +346,17 @@ class PredictiveModel(Model):
         :param action: encoded, ``(n, A)``
         :return: what is then expected of numbers, ``(..., n, g)``, and what they are measured in
         """
-        behind: Floats = gate * self._change(state, action)
-        behind += state[:, self._in_state]
+        return self._regressed(gate, np.concatenate([state, action], axis=1), action)
+
+    def _regressed(self, gate: Floats, given: Floats, action: Floats) -> tuple[Floats, Units]:
+        """
+        :param gate: see :meth:`_fast_behind`
+        :param given: state and action in a row, ``(n, D + A)``
+        :param action: encoded, ``(n, A)``
+        :return: as :meth:`_fast_behind`
+        """
+        behind: Floats = gate * self._answer(given, action.argmax(axis=1))
+        behind += given[:, self._in_state]
         return behind, self._units()
 
     def _draw(self, out: FastDistribution, expected: Floats, units: Units, noise: Noise | None) -> Floats:
@@ -453,10 +460,9 @@ class PredictiveModel(Model):
         terms -= happened.clip(_LOW, _HIGH, out=happened)
         var = ratio * out.var
         var.clip(_WHITE_VAR_LOW, _WHITE_VAR_HIGH, out=var)
-        terms *= terms
-        terms /= var
-        terms += np.log(var, out=var)
-        likelihood = -0.5 * terms.sum(axis=2, dtype=np.float64)
+        squares = np.vecdot(terms, terms / var)
+        squares += np.add.reduce(np.log(var, out=var), axis=2)
+        likelihood = -0.5 * squares.astype(np.float64)
         least = math.log(LEAST_PROBABILITY)
         if heads.sizes:
             chosen = self._fast_log_softmax(out.one_hot) * target[:, heads.one_hot]
