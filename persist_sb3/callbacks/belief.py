@@ -216,7 +216,7 @@ class BeliefCallback(LearningCallback):
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRAD_NORM)
-        self.optimizer.step()
+        self.optimizer.advance()
         self.learner.updates += 1
         return {"loss": float(loss.detach())}
 

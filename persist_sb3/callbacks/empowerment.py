@@ -316,7 +316,7 @@ class EmpowermentCallback(LearningCallback):
         loss = -information.mean()
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        self.optimizer.advance()
         self._losses["critic_loss"].append(float(loss.detach()))
         return information.detach().cpu().numpy().astype(np.float64)
 
@@ -345,7 +345,7 @@ class EmpowermentCallback(LearningCallback):
         if self.learner.critic is not None:
             self.learner.critic.zero_grad()
         loss = self.learner.backpropagate(state, value)
-        self.optimizer.step()
+        self.optimizer.advance()
         self.learner.updates += 1
         return {"loss": loss}
 

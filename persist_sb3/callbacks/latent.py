@@ -180,6 +180,6 @@ class LatentWorldModelCallback(WorldModelCallback):
         self.optimizer.zero_grad()
         losses.total.backward()
         torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRAD_NORM)
-        self.optimizer.step()
+        self.optimizer.advance()
         self.learner.updates += 1
         return {"loss": float(losses.total.detach()), "divergence": float(losses.divergence)}

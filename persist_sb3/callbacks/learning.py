@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.devices import CPU, check_device, find_device
+from persist_sb3.models.adam import FusedAdam
 from persist_sb3.models.base import Model
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.schedules import make_schedule
@@ -147,7 +148,7 @@ class LearningCallback(PersistCallback):
             self.actor = self._make(self.spec)
         self.state.register(self.name, self.actor, shared=True)
         self.learner = self.actor if device == CPU else copy.deepcopy(self.actor).to(device)
-        self.optimizer = torch.optim.Adam(self._parameters(), lr=self._learning_rate(1.0), fused=True)
+        self.optimizer = FusedAdam(self._parameters(), self._learning_rate(1.0))
         self.state.register(f"{self.name}_training", self)
         self.store.reserve(self.buffer_size)
         super()._on_training_start()

@@ -219,7 +219,7 @@ class RNDCallback(LearningCallback):
 
     def _update(self, batch: torch.Tensor) -> Mapping[str, float]:
         loss = self.learner.backpropagate(batch)
-        self.optimizer.step()
+        self.optimizer.advance()
         return {"loss": loss}
 
     def _on_rollout_end(self) -> None:

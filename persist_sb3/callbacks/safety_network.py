@@ -202,7 +202,7 @@ class SafetyNetworkCallback(LearningCallback):
         loss = functional.binary_cross_entropy_with_logits(logits, p_safe)
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        self.optimizer.advance()
         self.learner.updates += 1
         return {"loss": float(loss.detach())}
 

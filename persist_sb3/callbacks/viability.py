@@ -237,7 +237,7 @@ class ViabilityCallback(LearningCallback):
             loss = loss - climbed.min(dim=0).values.mean()
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        self.optimizer.advance()
         self.learner.updates += 1
         with torch.no_grad():
             for old, new in zip(self.target.parameters(), self.learner.parameters(), strict=True):
