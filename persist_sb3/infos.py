@@ -203,19 +203,20 @@ class ListInfos(list[dict[str, Any]], Infos):
             self._published[key] = rows, values
 
     def publish_entries(self, everyone: NDArray[np.intp], entries: Sequence[Entry]) -> None:
-        # One walk through the dicts: to reach one costs more than to write a number into it.
-        columns = [(key, name, values.tolist(), added) for key, name, values, added in entries]
-        for slot, info in enumerate(self):
-            for key, name, values, added in columns:
-                if key not in info:
-                    info[key] = {}
-                inner = info[key]
+        for key, name, values, added in entries:
+            rows = zip(self, values.tolist(), strict=True)
+            try:
                 if added:
-                    if name not in inner:
-                        raise self._missing((key, name), [slot])
-                    inner[name] += values[slot]
+                    for info, value in rows:
+                        info[key][name] += value
+                elif key in self[0]:
+                    for info, value in rows:
+                        info[key][name] = value
                 else:
-                    inner[name] = values[slot]
+                    for info, value in rows:
+                        info[key] = {name: value}
+            except KeyError as error:
+                raise self._missing((key, name), everyone.tolist()) from error
 
 
 class VectorInfos(Infos):

@@ -168,8 +168,7 @@ class DynamicsModel(PredictiveModel):
         :return: what is predicted, what is expected behind the gates, and what numbers are measured in
         """
         given = np.concatenate([state, action], axis=1)
-        inputs = given.copy()
-        self._fast_standardizer(state, out=inputs[:, : state.shape[1]])
+        inputs = np.concatenate([self._fast_standardizer(state), action], axis=1)
         outputs = self._fast(inputs) if members is None else self._of_members(inputs, members)
         out = self._distribution(outputs)
         return out, *self._regressed(out.gate, given, action)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from persist_sb3.models.prepared import Prepared, Views, constant
+from persist_sb3.models.prepared import Prepared, Views, constant, few
 
 Floats = NDArray[np.float32]
 
@@ -232,20 +233,20 @@ class NumpyStandardizer:
     def __init__(self, standardizer: Standardizer) -> None:
         self._moments = Prepared(_moments, standardizer.mean, standardizer.var)
 
-    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
+    def __call__(self, x: Floats) -> Floats:
         """
-        :param x: ``(..., size)``
-        :param out: where the result goes. Default: into a new array
-        :return: standardised and clipped, ``(..., size)``
+        :param x: ``(..., n, size)``
+        :return: standardised and clipped, ``(..., n, size)``
         """
-        mean, deviation = self._moments()
-        scaled: Floats = np.subtract(x, mean, out=out)
+        mean, deviation = self._moments(few(x.shape[-2]))
+        scaled: Floats = x - mean
         scaled /= deviation
         return scaled.clip(_LOW, _HIGH, out=scaled)
 
 
-def _moments(mean: Floats, var: Floats) -> tuple[Floats, Floats]:
-    return mean.copy(), np.sqrt(var + np.float32(VARIANCE_FLOOR))
+def _moments(mean: Floats, var: Floats, rows: int) -> tuple[Floats, Floats]:
+    deviation = np.sqrt(var + np.float32(VARIANCE_FLOOR))
+    return mean[None].repeat(rows, axis=0), deviation[None].repeat(rows, axis=0)
 
 
 class NumpyEnsemble:
@@ -256,18 +257,27 @@ class NumpyEnsemble:
     """
 
     def __init__(self, ensemble: EnsembleMLP) -> None:
-        self._layers = len(ensemble.weights)
-        self._views = Views(*ensemble.weights, *ensemble.biases)
+        self._weights = Views(*ensemble.weights)
+        self._biases = Prepared(_for_rows, *ensemble.biases)
 
     def __call__(self, x: Floats) -> Floats:
         """
         :param x: ``(n, inputs)``, or ``(e, n, inputs)``
         :return: ``(e, n, outputs)``
         """
-        arrays = self._views()
-        for depth in range(self._layers):
+        biases = self._biases(few(x.shape[-2]))
+        for depth, weight in enumerate(self._weights()):
             if depth:
                 np.maximum(x, _ZERO, out=x)
-            x = np.matmul(x, arrays[depth])
-            x += arrays[self._layers + depth]
+            x = np.matmul(x, weight)
+            x += biases[depth]
         return x
+
+
+def _for_rows(*arguments: Any) -> list[Floats]:
+    """
+    :param arguments: biases of each layer, ``(e, 1, outputs)``, and the number of rows
+    :return: of each layer, ``(e, n, outputs)``
+    """
+    *biases, rows = arguments
+    return [bias.repeat(rows, axis=1) for bias in biases]
