@@ -134,6 +134,7 @@ class StateBonusLayer(BonusLayer):
 
 class VecStateBonus(VecLayerWrapper):
     layer_type = StateBonusLayer
+    layer: StateBonusLayer
 
 
 class Tampering(VecEnvWrapper):
