@@ -14,6 +14,10 @@ Path = tuple[str | int, ...]
 #: Where ``VecTrials`` joins lives: tells where one ends, of which the learner hears at the end of the last only.
 LIFE_OVER = "life_over"
 
+#: One number an environment, ``(n,)``, for a dict in its info: the key of that dict, a name in it, the numbers, and
+#: whether they are added to those that are there.
+Entry = tuple[str, str, NDArray[np.float64], bool]
+
 
 def reset_source(env: VecEnv) -> VecEnv:
     """
@@ -84,6 +88,9 @@ def told_bonuses(infos: Sequence[dict[str, Any]]) -> dict[str, NDArray[np.float6
 class Infos(ABC):
     """The infos of one step (or reset) of ``n`` environments, read and written by column."""
 
+    #: What layers have made of the step's outcome, with what they made it of: the next may see the same.
+    made: tuple[Any, Any, NDArray[np.float32]] | None = None
+
     @abstractmethod
     def column(self, path: Path, slots: NDArray[np.intp]) -> NDArray[np.float64]:
         """
@@ -111,6 +118,17 @@ class Infos(ABC):
         :param values: ``(k, ...)``, a row an environment
         :param name: if given, the value goes into the dict ``info[key]`` under this name
         """
+
+    def publish_entries(self, everyone: NDArray[np.intp], entries: Sequence[Entry]) -> None:
+        """
+        Write several entries at once.
+
+        :param everyone: all environments, ``(n,)``
+        :param entries: what is written, in this order
+        :raises MissingInfoError: if something is to be added to what is not there
+        """
+        for key, name, values, added in entries:
+            self.publish(key, everyone, values + self.column((key, name), everyone) if added else values, name)
 
 
 class ListInfos(list[dict[str, Any]], Infos):
@@ -189,6 +207,22 @@ class ListInfos(list[dict[str, Any]], Infos):
         # Numbers are gathered as fast as they are compared.
         if everyone and values.ndim > 1 and values.dtype == np.float64:
             self._published[key] = rows, values
+
+    def publish_entries(self, everyone: NDArray[np.intp], entries: Sequence[Entry]) -> None:
+        for key, name, values, added in entries:
+            rows = zip(self, values.tolist(), strict=True)
+            try:
+                if added:
+                    for info, value in rows:
+                        info[key][name] += value
+                elif key in self[0]:
+                    for info, value in rows:
+                        info[key][name] = value
+                else:
+                    for info, value in rows:
+                        info[key] = {name: value}
+            except KeyError as error:
+                raise self._missing((key, name), everyone.tolist()) from error
 
 
 class VectorInfos(Infos):

@@ -12,13 +12,14 @@ from scipy.stats import spearmanr
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from persist_sb3 import tables
 from persist_sb3.callbacks import MetricsCallback, RNDCallback
 from persist_sb3.evaluation import evaluate
 from persist_sb3.infos import MissingInfoError, told_bonuses
 from persist_sb3.metrics import EpisodeRecord, bonus_shares, read_episodes
+from persist_sb3.models.spec import StateSpec
 from persist_sb3.summary import evaluation_figures, training_figures
 from persist_sb3.wrappers import InternalState, VecInternalState, VecRNDBonus, VecSMiRLBonus, VectorInternalState
 from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
@@ -116,6 +117,49 @@ def test_around_the_environments_of_gymnasium(mode: AutoresetMode) -> None:
             ended[slot] = over and mode is AutoresetMode.NEXT_STEP
         if ended.any():
             assert mode is AutoresetMode.NEXT_STEP
+
+
+class StateBonusLayer(BonusLayer):
+    """Pays the sum of the next state, and keeps it."""
+
+    def attach(self, num_envs: int, observation_space: Any, action_space: Any, lookup: Any) -> None:
+        super().attach(num_envs, observation_space, action_space, lookup)
+        self._spec = StateSpec(observation_space, action_space, lookup("viability"))
+        self.seen: list[NDArray[np.float32]] = []
+
+    def bonus(self, step: Step) -> NDArray[np.float64]:
+        self.seen.append(self.next_state(step, step.infos.column(("internal",), self.everyone)))
+        return self.seen[-1].sum(axis=1).astype(np.float64)
+
+
+class VecStateBonus(VecLayerWrapper):
+    layer_type = StateBonusLayer
+    layer: StateBonusLayer
+
+
+class Tampering(VecEnvWrapper):
+    """Says of one environment that its internal variables are others."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observation, rewards, dones, infos = self.venv.step_wait()
+        infos[1]["internal"] = np.array([7.0, 8.0])
+        return observation, rewards, dones, infos
+
+
+def test_a_state_is_encoded_once_for_layers_that_see_the_same() -> None:
+    inner = VecStateBonus(VecInternalState(DummyVecEnv([Walker] * 2), **LIMITS))
+    middle = VecStateBonus(inner)
+    outer = VecStateBonus(Tampering(middle))
+    outer.reset()
+    for _ in range(3):
+        outer.step(np.ones(2, dtype=int))
+    for one, same, other in zip(inner.layer.seen, middle.layer.seen, outer.layer.seen, strict=True):
+        assert one is same
+        np.testing.assert_array_equal(other[0], one[0])
+        np.testing.assert_array_equal(other[1], [*one[1, :-2], 7.0, 8.0])
 
 
 def test_a_single_bonus_is_not_told_apart() -> None:

@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import numpy as np
+import pytest
 
-from persist_sb3.infos import ListInfos
+from persist_sb3.infos import Infos, ListInfos, MissingInfoError, SameStepInfos, VectorInfos
 
 EVERYONE = np.arange(3)
 
@@ -44,3 +46,33 @@ def test_the_dicts_are_those_that_were_given_and_copies_are_plain_lists() -> Non
         assert type(copied) is list
         assert [info["a"] for info in copied] == [1, 2]
         np.testing.assert_array_equal(copied[1]["internal"], [1.0, 1.0])
+
+
+def as_list() -> Infos:
+    return ListInfos([{} for _ in range(3)])
+
+
+def as_arrays() -> Infos:
+    return VectorInfos({}, 3)
+
+
+def as_arrays_where_an_episode_ended() -> Infos:
+    return SameStepInfos({}, np.array([False, True, False]))
+
+
+@pytest.mark.parametrize("make", [as_list, as_arrays, as_arrays_where_an_episode_ended])
+def test_several_entries_are_written_at_once_and_added_to_those_of_others(make: Callable[[], Infos]) -> None:
+    infos = make()
+    infos.publish("terms", EVERYONE, np.array([1.0, 2.0, 3.0]), "task")
+    one, two = np.array([0.5, 0.25, -1.0]), np.array([4.0, 5.0, 6.0])
+    infos.publish_entries(EVERYONE, [("terms", "bonus", one, False), ("persist", "score", two, False)])
+    infos.publish_entries(EVERYONE, [("terms", "bonus", two, True), ("persist", "other", one, False)])
+    for path, expected in (
+        (("terms", "task"), [1.0, 2.0, 3.0]),
+        (("terms", "bonus"), [4.5, 5.25, 5.0]),
+        (("persist", "score"), two),
+        (("persist", "other"), one),
+    ):
+        np.testing.assert_array_equal(infos.column(path, EVERYONE), expected)
+    with pytest.raises(MissingInfoError, match=r"\['terms'\]\['none'\]"):
+        infos.publish_entries(EVERYONE, [("terms", "none", one, True)])

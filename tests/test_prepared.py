@@ -12,9 +12,9 @@ from gymnasium import spaces
 from persist_sb3.intrinsic import Empowerment
 from persist_sb3.models.heads import as_slice
 from persist_sb3.models.linear import LinearFit
-from persist_sb3.models.networks import EnsembleMLP
+from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble, Standardizer
 from persist_sb3.models.prediction import LOG_VAR_HIGH, LOG_VAR_LOW
-from persist_sb3.models.prepared import Prepared, Views
+from persist_sb3.models.prepared import FEW, Prepared, Views
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.world import WorldModel
 from persist_sb3.viability import ViabilitySet
@@ -123,6 +123,36 @@ def test_a_loaded_model_is_surprised_as_the_saved_one() -> None:
     assert not np.allclose(other.surprise(*question), expected)
     other.load_state_dict(saved.state_dict())
     np.testing.assert_array_equal(other.surprise(*question), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 8, FEW, FEW + 1, 100])
+def test_any_number_of_rows_has_the_same_answer(rows: int) -> None:
+    torch.manual_seed(0)
+    ensemble, standardizer = EnsembleMLP(3, [4, 8, 2]), Standardizer(4)
+    fast, whiten = NumpyEnsemble(ensemble), standardizer.numpy()
+    x = torch.randn(rows, 4) * 3.0 + 1.0
+
+    def agree() -> None:
+        with torch.no_grad():
+            expected = ensemble(standardizer(x)).numpy()
+        np.testing.assert_allclose(fast(whiten(x.numpy())), expected, rtol=1e-4, atol=1e-5)
+
+    agree()
+    standardizer.update(torch.randn(50, 4) + 2.0)
+    with torch.no_grad():
+        ensemble.biases[0][1] += 1.0
+        ensemble.weights[1][2] *= 2.0
+    agree()
+
+
+def test_moments_are_those_of_all_batches_together() -> None:
+    rows = torch.randn(700, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1.0, 30.0]) + 5.0
+    standardizer = Standardizer(3)
+    for batch in rows.split([1, 8, 300, 2, 389]):
+        standardizer.update(batch)
+    assert standardizer.count == 700
+    np.testing.assert_allclose(standardizer.mean, rows.mean(dim=0), rtol=1e-5)
+    np.testing.assert_allclose(standardizer.var, rows.var(dim=0, correction=0), rtol=1e-4)
 
 
 def test_gradients_of_the_last_member_are_those_of_autograd() -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import Schedule
 
-from persist_sb3.batch import Batch, stack, take
+from persist_sb3.batch import Batch, stack, take, tree_map
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.intrinsic.rnd import RND
 from persist_sb3.intrinsic.unit import BonusUnit
@@ -190,7 +190,7 @@ class RNDCallback(LearningCallback):
         self._fresh.append(observation)
         self._fresh_count += count
         if not self._warm and self._fresh_count >= self.learning_starts:
-            self._warm_up(self._take_fresh())
+            self._warm_up([self.actor.encode(observation) for observation in self._take_fresh()])
         return super()._on_step()
 
     def _novelty(self) -> list[float]:
@@ -202,14 +202,15 @@ class RNDCallback(LearningCallback):
                 "persist_sb3.wrappers.RNDBonus (or VecRNDBonus, around the vectorised environments)"
             ) from error
 
-    def _take_fresh(self) -> list[Floats]:
+    def _take_fresh(self) -> list[Batch]:
         fresh, self._fresh, self._fresh_count = self._fresh, [], 0
-        return [self.actor.encode(observation) for observation in fresh]
+        return fresh
 
     def _due(self) -> bool:
         if not self._warm or self._fresh_count < self.batch_size:
             return False
-        self._batch = self.tensor(np.concatenate(self._take_fresh()))
+        fresh = tree_map(lambda *leaves: np.concatenate(leaves), *self._take_fresh())
+        self._batch = self.tensor(self.actor.encode(fresh))
         self.learner.standardizer.update(self._batch)
         return True
 

@@ -15,10 +15,13 @@ from persist_sb3.intrinsic.contrastive import SequenceCritic
 from persist_sb3.intrinsic.sequences import SequenceSource
 from persist_sb3.models.base import Model
 from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble, Standardizer
+from persist_sb3.models.prepared import Views
 from persist_sb3.models.spec import Floats, StateSpec
 
 Estimator = Literal["likelihood", "infonce", "logdet"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+
+_NOTHING = np.array(0.0)
 
 
 class Empowerment(Model):
@@ -101,6 +104,8 @@ class Empowerment(Model):
         self.register_buffer("unit", torch.zeros(()))
         #: Gradient steps taken.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._taken = Views(self.updates)
+        self._scale, self._most = np.array(self.full), np.array(self.bound)
         self._fast = NumpyEnsemble(self.network)
         self._fast_standardizer = self.standardizer.numpy()
 
@@ -146,10 +151,10 @@ class Empowerment(Model):
         :param state: ``(n, D)``
         :return: nats, ``(n,)``
         """
-        if not int(self.updates):
+        if not self._taken()[0]:
             return np.zeros(len(state))
-        value = self._fast(self._fast_standardizer(state))[0, :, 0].astype(np.float64)
-        return np.minimum(np.maximum(self.full * value, 0.0), self.bound)
+        value = self._fast(self._fast_standardizer(state))[0, :, 0] * self._scale
+        return value.clip(_NOTHING, self._most, out=value)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class RND(Model):
         self.networks = EnsembleMLP(2, [len(self._columns), *sizes])
         _init_orthogonally(self.networks)
         self.register_buffer("unit", torch.zeros(()))
+        self._features = np.array(float(features))
         self._fast = NumpyEnsemble(self.networks)
         self._fast_standardizer = self.standardizer.numpy()
 
@@ -93,7 +94,7 @@ class RND(Model):
         """
         target, prediction = self._fast(self._fast_standardizer(encoded))
         prediction -= target
-        error: NDArray[np.float64] = np.vecdot(prediction, prediction) / np.float64(prediction.shape[1])
+        error: NDArray[np.float64] = np.vecdot(prediction, prediction) / self._features
         return error
 
 

@@ -167,13 +167,11 @@ class DynamicsModel(PredictiveModel):
         :param members: which network predicts each row, ``(n,)``. Default: all of them
         :return: what is predicted, what is expected behind the gates, and what numbers are measured in
         """
-        inputs = self._inputs(state, action)
+        given = np.concatenate([state, action], axis=1)
+        inputs = np.concatenate([self._fast_standardizer(state), action], axis=1)
         outputs = self._fast(inputs) if members is None else self._of_members(inputs, members)
         out = self._distribution(outputs)
-        return out, *self._fast_behind(out.gate, state, action)
-
-    def _inputs(self, state: Floats, action: Floats) -> Floats:
-        return np.concatenate([self._fast_standardizer(state), action], axis=1)
+        return out, *self._regressed(out.gate, given, action)
 
     def _of_members(self, inputs: Floats, members: NDArray[np.intp]) -> Floats:
         """

@@ -311,7 +311,7 @@ class LatentModel(ObservationModel, PredictiveModel):
         if target.shape[1] == self.spec.observation_dim:
             numbers = slice(0, self._observed)
             out = out._replace(mean=out.mean[..., numbers], var=out.var[..., numbers])
-            expected, units = expected[..., numbers], Units(*(unit[numbers] for unit in units))
+            expected, units = expected[..., numbers], Units(*(unit[:, numbers] for unit in units))
         return out, target, expected, units
 
     def _mixture(self, state: Floats, action: Floats, belief: Belief | None) -> FastDistribution:

@@ -155,8 +155,9 @@ class LinearFit(Statistics):
         if len(x) <= FEW:
             # All groups at once: for a few rows, to sort them takes longer than to compute what is not asked for.
             every: Floats = np.matmul(x, weight)
-            every += bias
-            return every[group, _ROWS[: len(x)]]
+            own: Floats = every[group, _ROWS[: len(x)]]
+            own += bias[group, 0]
+            return own
         answer = np.empty((len(x), weight.shape[2]), dtype=np.float32)
         for index in range(self.groups):
             rows = np.flatnonzero(group == index)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from persist_sb3.models.prepared import Prepared, Views, constant
+from persist_sb3.models.prepared import Prepared, Views, constant, few
 
 Floats = NDArray[np.float32]
 
@@ -60,15 +61,14 @@ class Standardizer(Statistics):
 
         :param batch: ``(n, size)``
         """
-        n = len(batch)
+        n, count = len(batch), float(self.count)
+        share = n / (count + n)
         mean = batch.mean(dim=0)
-        var = (batch - mean).square().mean(dim=0)  # torch.var_mean takes six times as long
-        total = self.count + n
-        delta = mean - self.mean
-        spread = self.var * self.count + var * n + delta.square() * self.count * n / total
-        self.mean += delta * n / total
-        self.var.copy_(spread / total)
-        self.count.copy_(total)
+        var = (batch - mean).square_().mean(dim=0)  # torch.var_mean takes six times as long
+        mean -= self.mean
+        self.var.lerp_(var.addcmul_(mean, mean, value=1.0 - share), share)
+        self.mean.add_(mean, alpha=share)
+        self.count += n
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return ((x - self.mean) / (self.var + VARIANCE_FLOOR).sqrt()).clamp(-CLIP, CLIP)
@@ -235,17 +235,18 @@ class NumpyStandardizer:
 
     def __call__(self, x: Floats) -> Floats:
         """
-        :param x: ``(..., size)``
-        :return: standardised and clipped, ``(..., size)``
+        :param x: ``(..., n, size)``
+        :return: standardised and clipped, ``(..., n, size)``
         """
-        mean, deviation = self._moments()
+        mean, deviation = self._moments(few(x.shape[-2]))
         scaled: Floats = x - mean
         scaled /= deviation
         return scaled.clip(_LOW, _HIGH, out=scaled)
 
 
-def _moments(mean: Floats, var: Floats) -> tuple[Floats, Floats]:
-    return mean.copy(), np.sqrt(var + np.float32(VARIANCE_FLOOR))
+def _moments(mean: Floats, var: Floats, rows: int) -> tuple[Floats, Floats]:
+    deviation = np.sqrt(var + np.float32(VARIANCE_FLOOR))
+    return mean[None].repeat(rows, axis=0), deviation[None].repeat(rows, axis=0)
 
 
 class NumpyEnsemble:
@@ -256,18 +257,27 @@ class NumpyEnsemble:
     """
 
     def __init__(self, ensemble: EnsembleMLP) -> None:
-        self._layers = len(ensemble.weights)
-        self._views = Views(*ensemble.weights, *ensemble.biases)
+        self._weights = Views(*ensemble.weights)
+        self._biases = Prepared(_for_rows, *ensemble.biases)
 
     def __call__(self, x: Floats) -> Floats:
         """
         :param x: ``(n, inputs)``, or ``(e, n, inputs)``
         :return: ``(e, n, outputs)``
         """
-        arrays = self._views()
-        for depth in range(self._layers):
+        biases = self._biases(few(x.shape[-2]))
+        for depth, weight in enumerate(self._weights()):
             if depth:
                 np.maximum(x, _ZERO, out=x)
-            x = np.matmul(x, arrays[depth])
-            x += arrays[self._layers + depth]
+            x = np.matmul(x, weight)
+            x += biases[depth]
         return x
+
+
+def _for_rows(*arguments: Any) -> list[Floats]:
+    """
+    :param arguments: biases of each layer, ``(e, 1, outputs)``, and the number of rows
+    :return: of each layer, ``(e, n, outputs)``
+    """
+    *biases, rows = arguments
+    return [bias.repeat(rows, axis=1) for bias in biases]

@@ -16,7 +16,7 @@ from persist_sb3.models.base import Model
 from persist_sb3.models.heads import Floats, Heads, as_slice
 from persist_sb3.models.linear import LinearFit
 from persist_sb3.models.networks import CLIP, VARIANCE_FLOOR, Standardizer
-from persist_sb3.models.prepared import Prepared, constant
+from persist_sb3.models.prepared import Prepared, constant, few
 from persist_sb3.models.spec import StateSpec
 
 #: Logarithm of the least and the greatest predicted variance, in units of the linear regression's.
@@ -45,6 +45,7 @@ _LOW, _ZERO, _ONE, _HIGH = map(constant, (-CLIP, 0.0, 1.0, CLIP))
 _OPEN, _GAIN = constant(OPEN), constant(GAIN)
 _VAR_LOW, _PRECISION_LOW = constant(math.exp(LOG_VAR_LOW)), constant(math.exp(-LOG_VAR_HIGH))
 _WHITE_VAR_LOW, _WHITE_VAR_HIGH = constant(LEAST_SPREAD**2), constant(CLIP**2)
+_MINUS_HALF = np.array(-0.5)
 #: Its exponential is not too large for float32.
 _LARGE = constant(80.0)
 
@@ -53,10 +54,11 @@ class Units(NamedTuple):
     """
     What numbers are measured in.
 
-    :param scale: what each typically differs by from the linear regression, ``(g,)``
-    :param mean: its mean in the states so far, ``(g,)``
-    :param deviation: its standard deviation there, ``(g,)``; 1 before there are any, and the mean 0
-    :param ratio: of the squares of ``scale`` and ``deviation``, ``(g,)``
+    :param scale: what each typically differs by from the linear regression, ``(n, g)``, as the others: the same in
+        every row, or a single row
+    :param mean: its mean in the states so far
+    :param deviation: its standard deviation there; 1 before there are any, and the mean 0
+    :param ratio: of the squares of ``scale`` and ``deviation``
     """
 
     scale: Floats
@@ -327,11 +329,9 @@ class PredictiveModel(Model):
         :param action: encoded, ``(n, A)``
         :return: what the linear regression by itself expects of the numbers in ``s'``, ``(n, g)``
         """
-        numbers: Floats = state[:, self._in_state] + self._change(state, action)
+        change = self._answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
+        numbers: Floats = state[:, self._in_state] + change
         return numbers
-
-    def _change(self, state: Floats, action: Floats) -> Floats:
-        return self._answer(np.concatenate([state, action], axis=1), action.argmax(axis=1))
 
     def _distribution(self, outputs: Floats) -> FastDistribution:
         mean, raw, one_hot, binary, gate = (outputs[..., part] for part in self._slices)
@@ -348,9 +348,18 @@ class PredictiveModel(Model):
         :param action: encoded, ``(n, A)``
         :return: what is then expected of numbers, ``(..., n, g)``, and what they are measured in
         """
-        behind: Floats = gate * self._change(state, action)
-        behind += state[:, self._in_state]
-        return behind, self._units()
+        return self._regressed(gate, np.concatenate([state, action], axis=1), action)
+
+    def _regressed(self, gate: Floats, given: Floats, action: Floats) -> tuple[Floats, Units]:
+        """
+        :param gate: see :meth:`_fast_behind`
+        :param given: state and action in a row, ``(n, D + A)``
+        :param action: encoded, ``(n, A)``
+        :return: as :meth:`_fast_behind`
+        """
+        behind: Floats = gate * self._answer(given, action.argmax(axis=1))
+        behind += given[:, self._in_state]
+        return behind, self._units(few(len(given)))
 
     def _draw(self, out: FastDistribution, expected: Floats, units: Units, noise: Noise | None) -> Floats:
         """
@@ -453,10 +462,9 @@ class PredictiveModel(Model):
         terms -= happened.clip(_LOW, _HIGH, out=happened)
         var = ratio * out.var
         var.clip(_WHITE_VAR_LOW, _WHITE_VAR_HIGH, out=var)
-        terms *= terms
-        terms /= var
-        terms += np.log(var, out=var)
-        likelihood = -0.5 * terms.sum(axis=2, dtype=np.float64)
+        squares = np.vecdot(terms, terms / var)
+        squares += np.add.reduce(np.log(var, out=var), axis=2)
+        likelihood = squares * _MINUS_HALF
         least = math.log(LEAST_PROBABILITY)
         if heads.sizes:
             chosen = self._fast_log_softmax(out.one_hot) * target[:, heads.one_hot]
@@ -473,11 +481,13 @@ class PredictiveModel(Model):
         count: NDArray[np.float64],
         means: NDArray[np.float64],
         residual: NDArray[np.float32],
+        rows: int,
     ) -> Units:
         """
         :param count: see :class:`~persist_sb3.models.linear.LinearFit`, as the others
         :param means: likewise
         :param residual: likewise
+        :param rows: how many they are for, ``n``
         :return: what follows
         """
         squares = self.linear.products[0].numpy().diagonal()[self._in_state]
@@ -485,7 +495,7 @@ class PredictiveModel(Model):
         deviation = np.sqrt(var + VARIANCE_FLOOR).astype(np.float32)
         scale = np.sqrt(residual + np.float32(FLOOR))
         mean = means[0, self._in_state].astype(np.float32)
-        return Units(scale, mean, deviation, np.square(scale / deviation))
+        return Units(*np.stack([scale, mean, deviation, np.square(scale / deviation)])[:, None].repeat(rows, axis=1))
 
     def _likeliest(self, logits: Floats) -> Floats:
         """

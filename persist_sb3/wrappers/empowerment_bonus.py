@@ -62,8 +62,8 @@ class EmpowermentBonusLayer(BonusLayer):
                 )
             return self._nothing
         internal = step.infos.column(("internal",), self.everyone)
-        empowerment = self.model.value(self._spec.encode(step.next_observation, internal))
-        step.infos.publish("persist", self.everyone, empowerment, "empowerment")
+        empowerment = self.model.value(self.next_state(step, internal))
+        self.tell("empowerment", empowerment)
         return empowerment * float(self._unit()[0])
 
 

@@ -1,5 +1,6 @@
 """What every layer that adds an intrinsic reward does with it."""
 
+import math
 from abc import abstractmethod
 from itertools import count
 from typing import Any, NamedTuple
@@ -9,10 +10,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from persist_sb3.batch import surely_finite
-from persist_sb3.infos import Infos, MissingInfoError, Path
+from persist_sb3.infos import Entry, Infos, MissingInfoError, Path
 from persist_sb3.intrinsic.bonus import Bonus
-from persist_sb3.models.spec import StateSpec
+from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.wrappers.adapters import LayerWrapper, VecLayerWrapper
 from persist_sb3.wrappers.internal_state import NonFiniteError
 from persist_sb3.wrappers.layer import Layer, Lookup, Step
@@ -45,6 +45,7 @@ class BonusLayer(Layer):
     :raises ValueError: if it is out of its range
     """
 
+    _spec: StateSpec
     #: What it pays for, if that is a function of single transitions; a replay buffer can then pay it anew.
     pays: Bonus | None = None
 
@@ -58,6 +59,7 @@ class BonusLayer(Layer):
     ) -> None:
         super().attach(num_envs, observation_space, action_space, lookup)
         self._alone: bool | None = None
+        self._scores: list[Entry] = []
 
     @property
     def paid(self) -> Paid:
@@ -90,7 +92,8 @@ class BonusLayer(Layer):
         weight = self.demands.intr_factor * self.weight
         bonus = self.bonus(step)
         bonus = step.where_live(bonus if weight == 1.0 else weight * bonus)
-        if not surely_finite(bonus) and not np.isfinite(bonus).all():
+        # Of a few numbers, Python's own sum is the quickest.
+        if not math.isfinite(sum(bonus.tolist())) and not np.isfinite(bonus).all():
             slot = int(np.argmin(np.isfinite(bonus)))
             raise NonFiniteError(
                 f"the intrinsic reward ({type(self).__name__}) of environment {slot} is {bonus[slot]} at step "
@@ -98,23 +101,43 @@ class BonusLayer(Layer):
                 "(InternalState checks that unless check_finite=False), or the model behind the bonus has diverged: "
                 "lower its learning_rate"
             )
-        step.infos.publish("reward_terms", self.everyone, self._total(bonus, step.infos), TERM)
-        step.infos.publish("bonuses", self.everyone, bonus, self._name)
+        if self._alone is None:
+            self._meet(step.infos)
+        self._scores += ("reward_terms", TERM, bonus, not self._alone), ("bonuses", self._name, bonus, False)
+        step.infos.publish_entries(self.everyone, self._scores)
+        self._scores.clear()
         return reward + bonus
 
-    def _total(self, bonus: NDArray[np.float64], infos: Infos) -> NDArray[np.float64]:
+    def next_state(self, step: Step, internal: NDArray[np.float64]) -> Floats:
         """
-        :param bonus: of this layer
-        :param infos: of the step
-        :return: the same, with the intrinsic reward that other layers have added already
+        :param step: the transition
+        :param internal: what it reports as internal variables, ``(n, d)``
+        :return: ``s'``, encoded once for all layers that see the same; not to be changed in place, ``(n, D)``
         """
-        if self._alone is None:
-            self._alone = not self._told(infos, ("reward_terms", TERM))
-            own = self._name = self.paid.layer.removesuffix("Bonus").lower()
-            numbers = count(2)
-            while self._told(infos, ("bonuses", self._name)):
-                self._name = f"{own}_{next(numbers)}"
-        return bonus if self._alone else bonus + infos.column(("reward_terms", TERM), self.everyone)
+        infos, observation = step.infos, step.next_observation
+        made = infos.made
+        if made is None or made[0] is not observation or made[1] is not internal:
+            made = infos.made = observation, internal, self._spec.encode(observation, internal)
+        return made[2]
+
+    def tell(self, name: str, scores: NDArray[np.float64]) -> None:
+        """
+        To be called by :meth:`bonus`.
+
+        :param name: what is published beside the bonus, as ``info["persist"][name]``
+        :param scores: ``(n,)``
+        """
+        self._scores.append(("persist", name, scores, False))
+
+    def _meet(self, infos: Infos) -> None:
+        """
+        :param infos: of the first step: they tell which other layers pay bonuses
+        """
+        self._alone = not self._told(infos, ("reward_terms", TERM))
+        own = self._name = self.paid.layer.removesuffix("Bonus").lower()
+        numbers = count(2)
+        while self._told(infos, ("bonuses", self._name)):
+            self._name = f"{own}_{next(numbers)}"
 
     def _told(self, infos: Infos, path: Path) -> bool:
         """

@@ -59,7 +59,7 @@ class RNDBonusLayer(BonusLayer):
                 raise RuntimeError("RNDBonus has no model: add persist_sb3.callbacks.RNDCallback() to the callbacks")
             return self._nothing
         novelty = self.rnd.error(self.rnd.encode(step.next_observation))
-        step.infos.publish("persist", self.everyone, novelty, "novelty")
+        self.tell("novelty", novelty)
         return novelty * float(self._unit()[0])
 
 

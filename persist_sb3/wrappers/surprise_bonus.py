@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, with_rows
 from persist_sb3.infos import Infos
-from persist_sb3.intrinsic.bonus import Moves
 from persist_sb3.intrinsic.surprise import UNIT, WORLD_MODEL, Surprise
 from persist_sb3.models.prepared import Views
-from persist_sb3.models.spec import StateSpec
+from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.wrappers.adapters import VecLayerWrapper, VectorLayerWrapper
 from persist_sb3.wrappers.intrinsic import BonusLayer, BonusWrapper
 from persist_sb3.wrappers.layer import Lookup, Step, declared
@@ -67,6 +66,8 @@ class SurpriseBonusLayer(BonusLayer):
         self._complete = False
         self._training = False
         self._x = np.zeros((num_envs, self._spec.internal_dim))
+        # The states that the next step begins in, encoded, where they are those that the last one led to.
+        self._state: Floats | None = None
         self._nothing = np.zeros(num_envs)
 
     def bind(self, bundle: Mapping[str, Any], *, training: bool) -> None:
@@ -77,15 +78,17 @@ class SurpriseBonusLayer(BonusLayer):
         self._complete = len(parts) == len(self.pays.parts)
         if self._complete:
             self._updates, self._unit = Views(parts[WORLD_MODEL].updates), Views(parts[UNIT].value)
+        self._state = None
         self._training = training
 
     def begin(self, slots: NDArray[np.intp], observation: Batch, infos: Infos) -> None:
         super().begin(slots, observation, infos)
         self._x = with_rows(self._x, slots, infos.column(("internal",), slots))
+        self._state = None
 
     def bonus(self, step: Step) -> NDArray[np.float64]:
-        infos, everyone = step.infos, self.everyone
-        x, self._x = self._x, infos.column(("internal",), everyone)
+        x, self._x = self._x, step.infos.column(("internal",), self.everyone)
+        state, self._state = self._state, None
         if not self._complete:
             if self._training:
                 raise RuntimeError(
@@ -94,11 +97,16 @@ class SurpriseBonusLayer(BonusLayer):
             return self._nothing
         if not self._updates()[0]:
             return self._nothing
-        moves = Moves(step.observation, x, step.action, step.next_observation, self._x)
-        surprise = self.pays.surprise(self._parts, moves)
+        model = self._parts[WORLD_MODEL]
+        spec: StateSpec = model.spec
+        if state is None:
+            state = spec.encode(step.observation, x)
+        self._state = self.next_state(step, self._x)
+        following = self._state[:, : spec.observation_dim]
+        surprise = model.surprise(state, spec.encode_action(step.action), following)
         score = self.pays.reward(surprise, self._x, self._mu)
-        infos.publish("persist", everyone, surprise, "surprise")
-        infos.publish("persist", everyone, score, "surprise_score")
+        self.tell("surprise", surprise)
+        self.tell("surprise_score", score)
         return score * float(self._unit()[0])
 
 
