@@ -8,7 +8,7 @@ chose, and so without what a policy learns meanwhile.
 - Recovery RL's corridor: uniformly random actions under a shield. Collisions are counted until the end, most of which
   come before the shield judges::
 
-    python -m benchmarks.residual                # 3 seeds, about 2 minutes; the lander needs gymnasium[box2d]
+    python -m benchmarks.residual                # 3 seeds, about 2 minutes of CPU; the lander needs gymnasium[box2d]
     python -m benchmarks.residual --seeds 1      # a quick look
 """
 
