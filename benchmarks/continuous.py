@@ -9,6 +9,7 @@ Agents that are there already are not trained again, so the benchmark can be int
     python -m benchmarks.continuous                               # 3 seeds of all
     python -m benchmarks.continuous --only GridLifeContinuousScent-v0
     python -m benchmarks.continuous --seeds 1 --fraction 0.4      # a quick look
+    python -m benchmarks.continuous --seeds 3 --first-seed 2      # one more agent than there are results of
 """
 
 import argparse
@@ -197,6 +198,29 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     plots.save(figure, path)
 
 
+def earlier(
+    result: Mapping[str, Any], conditions: Sequence[str], seeds: int, timesteps: int, episodes: int
+) -> dict[str, dict[str, list[float]]]:
+    """
+    :param result: of an environment
+    :param conditions: whose figures to take
+    :param seeds: how many agents of each
+    :param timesteps: that their training took
+    :param episodes: that they were tested in
+    :return: their figures, by condition and name
+    :raises ValueError: if the result is of another size, or lacks some
+    """
+    if (result.get("timesteps"), result.get("episodes")) != (timesteps, episodes):
+        raise ValueError(f"no figures of {timesteps} steps and {episodes} test episodes")
+    found: dict[str, dict[str, list[float]]] = {}
+    for condition in conditions:
+        figures = result["conditions"].get(condition, {})
+        if not figures or min(map(len, figures.values())) < seeds:
+            raise ValueError(f"fewer than {seeds} agents of {condition!r}")
+        found[condition] = {name: values[:seeds] for name, values in figures.items()}
+    return found
+
+
 def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> None:
     """
     Train what is missing, evaluate, and write the tables and the plot.
@@ -207,6 +231,7 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="agents a condition")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="those before it are in the results")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the steps of each environment")
     parser.add_argument("--only", choices=tasks, action="append", help="environments. Default: all")
     parser.add_argument("--conditions", choices=CONDITIONS, nargs="+", default=CONDITIONS, metavar="NAME")
@@ -216,10 +241,21 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
     own = parser.parse_args()
 
     env_ids = own.only or list(tasks)
-    work = [(e, condition, seed) for e in env_ids for seed in range(own.seeds) for condition in own.conditions]
+    work = [
+        (e, condition, seed)
+        for e in env_ids
+        for seed in range(own.first_seed, own.seeds)
+        for condition in own.conditions
+    ]
     file = own.output / f"{output}.json"
     results = saved(file)
     found: dict[str, dict[str, dict[str, list[float]]]] = {e: {c: {} for c in own.conditions} for e in env_ids}
+    if own.first_seed:
+        sizes = {e: (round(own.fraction * tasks[e].timesteps), own.episodes) for e in env_ids}
+        try:
+            found = {e: earlier(results.get(e, {}), own.conditions, own.first_seed, *sizes[e]) for e in env_ids}
+        except ValueError as error:
+            parser.error(f"--first-seed {own.first_seed}: {file}: {error}")
     with Progress() as progress:
         bar = progress.add_task("training and evaluating", total=len(work))
         for env_id, condition, seed in work:

@@ -8,6 +8,7 @@ Agents that are there already are not trained again, so the benchmark can be int
 
     python -m benchmarks.problems --seeds 2                            # about 40 minutes of CPU
     python -m benchmarks.problems --seeds 2 --only Navigation1-v0      # one problem
+    python -m benchmarks.problems --seeds 3 --first-seed 2             # one more agent than there are results of
 """
 
 import importlib

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import agents
 from benchmarks.agents import CPU_SECONDS, Condition, cost, train
+from benchmarks.continuous import earlier
 from benchmarks.tables import tabulate
 
 #: In the place of train.py: takes twice as much CPU time as it is told to, in processes of its own.
@@ -54,3 +55,18 @@ def test_a_table_shows_the_cost_where_every_seed_has_it() -> None:
     _, results = tabulate("", rows, {CPU_SECONDS: ".0f"})
     assert results[CPU_SECONDS]["new"]["mean"][0] == 15.0
     assert set(results[CPU_SECONDS]) == {"new"}
+
+
+def test_further_seeds_go_on_from_the_results() -> None:
+    figures = {"task return": [1.0, 2.0, 3.0], "violations": [0.0, 4.0, 5.0]}
+    result = {"timesteps": 100, "episodes": 20, "conditions": {"bare": figures, "shield": {"task return": [7.0]}}}
+    found = earlier(result, ["bare"], 2, 100, 20)
+    assert found == {"bare": {"task return": [1.0, 2.0], "violations": [0.0, 4.0]}}
+    found["bare"]["task return"].append(9.0)
+    assert figures["task return"] == [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match="fewer than 2 agents of 'shield'"):
+        earlier(result, ["bare", "shield"], 2, 100, 20)
+    with pytest.raises(ValueError, match="no figures of 100 steps and 30 test episodes"):
+        earlier(result, ["bare"], 2, 100, 30)
+    with pytest.raises(ValueError, match="no figures of 100 steps"):
+        earlier({}, ["bare"], 2, 100, 20)

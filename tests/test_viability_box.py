@@ -133,8 +133,11 @@ def test_the_safe_actor_climbs_and_the_critic_is_not_pulled_along() -> None:
     assert callback.actor.viability(state).mean() > callback.actor.action_values(state, others)[:, 0].mean()
 
 
-def test_slopes_are_those_of_the_values() -> None:
-    critic = make_critic(net_arch=[16])
+@pytest.mark.parametrize("residual", [False, True])
+def test_slopes_are_those_of_the_values(residual: bool) -> None:
+    critic, plain = make_critic(net_arch=[16], residual=residual), make_critic(net_arch=[16])
+    for own, other in zip(critic.parameters(), plain.parameters(), strict=True):
+        own.data.copy_(other)
     generator = np.random.default_rng(0)
     s = generator.normal(size=(200, 4)).astype(np.float32)
     action = generator.uniform(-1.0, 1.0, (200, 1)).astype(np.float32)
@@ -144,6 +147,24 @@ def test_slopes_are_those_of_the_values() -> None:
     rise = critic.action_values(s, action + step)[:, 0] - critic.action_values(s, action - step)[:, 0]
     # A kink within the step changes the slope there; there are few.
     assert np.mean(np.abs(rise / (2.0 * step) - slopes[:, 0]) < 1e-3) > 0.9
+
+
+def test_a_residual_critic_adds_the_margins_at_hand() -> None:
+    critic, plain = make_critic(net_arch=[16], residual=True), make_critic(net_arch=[16])
+    generator = np.random.default_rng(0)
+    s = generator.normal(size=(50, 4)).astype(np.float32)
+    action = generator.uniform(-1.0, 1.0, (50, 1)).astype(np.float32)
+    # The wall is 1 away from the setpoint; the position comes right behind the observation.
+    margin = 1.0 - s[:, 2]
+    # It begins with the margins themselves.
+    np.testing.assert_allclose(critic.action_values(s, action), np.stack([margin, margin], axis=1), atol=1e-6)
+    for own, other in zip(critic.parameters(), plain.parameters(), strict=True):
+        own.data.copy_(other)
+    added = critic.action_values(s, action) - plain.action_values(s, action)
+    np.testing.assert_allclose(added, np.stack([margin, margin], axis=1), atol=1e-5)
+    with torch.no_grad():
+        values = critic(torch.as_tensor(s), torch.as_tensor(action)).amin(dim=0)[:, 0].numpy()
+    np.testing.assert_allclose(values, critic.action_values(s, action), atol=1e-5)
 
 
 def test_numpy_and_torch_agree_on_the_safest_action() -> None:

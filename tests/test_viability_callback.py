@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from persist_sb3.buffers import Transitions
 from persist_sb3.callbacks import ViabilityCallback
+from persist_sb3.models.base import rebuild
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic, reachability_target
 from persist_sb3.viability import ViabilitySet
@@ -53,12 +54,15 @@ def value_iteration() -> np.ndarray:
     return values[:7]
 
 
-def test_it_learns_the_discounted_safety_value() -> None:
+@pytest.mark.parametrize("residual", [False, True])
+def test_it_learns_the_discounted_safety_value(residual: bool) -> None:
     venv = VecInternalState(
         DummyVecEnv([Tables] * 4), dims=["level"], constraints=CONSTRAINTS, mu=[1.0], low=[-1.0], high=[1.0]
     )
     model = PPO("MlpPolicy", venv, n_steps=64, batch_size=256, n_epochs=1, seed=0, device="cpu", learning_rate=1e-9)
-    callback = ViabilityCallback(gamma=GAMMA, tau=0.05, net_arch=[64], batch_size=128, train_freq=1, gradient_steps=3)
+    callback = ViabilityCallback(
+        gamma=GAMMA, tau=0.05, net_arch=[64], residual=residual, batch_size=128, train_freq=1, gradient_steps=3
+    )
     model.learn(4096, callback=callback)
     states = np.arange(7)
     learned = callback.actor.values(callback.spec.encode(states, LEVEL[states, None]))
@@ -82,18 +86,64 @@ def test_the_backup_by_hand() -> None:
     assert torch.allclose(target, torch.tensor([0.41, 0.2, -0.1, -0.42]))
 
 
-def test_arrays_and_tensors_agree() -> None:
+@pytest.mark.parametrize("residual", [False, True])
+def test_arrays_and_tensors_agree(residual: bool) -> None:
     viability = ViabilitySet(CONSTRAINTS, ["level"], mu=[1.0], low=[-1.0], high=[1.0])
     spec = StateSpec(spaces.Box(-1.0, 1.0, (5,)), spaces.MultiDiscrete([2, 3]), viability)
     torch.manual_seed(0)
-    critic = ViabilityCritic(spec, net_arch=[16, 16], members=3)
+    critic = ViabilityCritic(spec, net_arch=[16, 16], members=3, residual=residual)
+    for parameter in critic.critics.parameters():
+        torch.nn.init.normal_(parameter)
     state = np.random.default_rng(0).normal(size=(20, spec.state_dim)).astype(np.float32)
     critic.standardizer.update(torch.as_tensor(state))
     with torch.no_grad():
         expected = critic(torch.as_tensor(state)).min(dim=0).values.numpy()
     assert expected.shape == (20, 6, 2)
-    np.testing.assert_allclose(critic.values(state), expected, atol=1e-5)
+    np.testing.assert_allclose(critic.values(state), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(critic.best_action(state), expected[:, :, 0].argmax(axis=1))
+
+
+class Tank(gym.Env[Any, Any]):
+    """Action 0 leaves the tank as it is, action 1 takes a fiftieth of it; 20 steps leave it far from empty."""
+
+    observation_space = spaces.Box(0.0, 1.0, (1,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.level, self.time = self.np_random.uniform(0.7, 1.0, 1), 0
+        return self.level.astype(np.float32), {"internal": self.level}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.level = self.level - 0.02 * action
+        self.time += 1
+        return self.level.astype(np.float32), 0.0, False, self.time >= 20, {"internal": self.level}
+
+
+def test_a_residual_critic_knows_a_limit_where_nobody_has_been() -> None:
+    venv = VecInternalState(
+        DummyVecEnv([Tank] * 4), dims=["level"], constraints=["level >= 0.1"], mu=[1.1], low=[0.0], high=[1.2]
+    )
+    model = PPO("MlpPolicy", venv, n_steps=64, batch_size=256, n_epochs=1, seed=0, device="cpu", learning_rate=0.0)
+    callback = ViabilityCallback(net_arch=[32], residual=True, learning_starts=200, batch_size=128, train_freq=1)
+    model.learn(3000, callback=callback)
+    assert callback.store.sample(3000, np.random.default_rng(0)).next_internal.min() > 0.3
+    level = np.array([[0.105], [0.11], [0.15], [0.3]], dtype=np.float32)
+    values = callback.actor.values(np.concatenate([level, level], axis=1))[:, :, 0]
+    # Nothing empties the tank but action 1, and it need be chosen but once.
+    np.testing.assert_allclose(values[:, 0], level[:, 0] - 0.1, atol=0.008)
+    np.testing.assert_allclose(values[:, 1], level[:, 0] - 0.12, atol=0.008)
+
+
+def test_a_critic_from_before_there_were_residual_ones_is_a_plain_one() -> None:
+    spec = StateSpec(spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2), ViabilitySet(CONSTRAINTS, ["level"], mu=[1.0]))
+    plain, residual = ViabilityCritic(spec, [4]), ViabilityCritic(spec, [4], residual=True)
+    saved = plain.state_dict()
+    del saved["_extra_state"]["arguments"]["residual"]
+    assert rebuild(saved, spec, ViabilityCritic).residual is False
+    plain.load_state_dict(saved)
+    with pytest.raises(ValueError, match="it was saved with residual=False, and this has True"):
+        residual.load_state_dict(saved)
 
 
 @pytest.mark.parametrize(

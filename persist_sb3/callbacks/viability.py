@@ -38,6 +38,9 @@ class ViabilityCallback(LearningCallback):
     :param tau: share by which the target moves toward the critic at each gradient step
     :param net_arch: sizes of the hidden layers
     :param members: critics in the ensemble
+    :param residual: let the networks learn by how much values differ from the margins at hand, which are known (see
+        :class:`~persist_sb3.models.viability.ViabilityCritic`): the critic then knows a limit where the agent has not
+        been yet
     :param target_noise: standard deviation of that noise, clipped at 2.5 of them, in half-ranges of the action
     :param demonstrations: safe episodes, or the file of :meth:`Demonstrations.save
         <persist_sb3.buffers.Demonstrations.save>` that holds them
@@ -78,6 +81,7 @@ class ViabilityCallback(LearningCallback):
         tau: float = 0.01,
         net_arch: Sequence[int] = (128, 128),
         members: int = 2,
+        residual: bool = False,
         target_noise: float = 0.1,
         demonstrations: Demonstrations | str | os.PathLike[str] | None = None,
         demonstration_share: float = 0.25,
@@ -142,6 +146,7 @@ class ViabilityCallback(LearningCallback):
         self.tau = tau
         self.net_arch = net_arch
         self.members = members
+        self.residual = residual
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
@@ -196,7 +201,7 @@ class ViabilityCallback(LearningCallback):
         return source.sample(self.batch_size, self.generator, share)
 
     def _make(self, spec: StateSpec) -> ViabilityCritic:
-        return ViabilityCritic(spec, self.net_arch, self.members)
+        return ViabilityCritic(spec, self.net_arch, self.members, self.residual)
 
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         # Made with the optimiser, from the learner as it was loaded.

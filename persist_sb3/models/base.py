@@ -49,8 +49,10 @@ class Model(torch.nn.Module):
             raise ValueError(f"it was saved by a {state['kind']}, and this is a {own['kind']}")
         check_spec(state["spec"], self.spec)
         for name, value in own["arguments"].items():
-            if state["arguments"].get(name) != value:
-                raise ValueError(f"it was saved with {name}={state['arguments'].get(name)!r}, and this has {value!r}")
+            # What it was saved without did not exist yet, and so was off.
+            saved = state["arguments"].get(name, False)
+            if saved != value:
+                raise ValueError(f"it was saved with {name}={saved!r}, and this has {value!r}")
 
 
 def check_spec(saved: Mapping[str, Any], spec: StateSpec) -> None:

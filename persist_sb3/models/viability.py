@@ -28,16 +28,25 @@ class ViabilityCritic(Model):
     Enumerable actions (Discrete, MultiDiscrete, MultiBinary) have outputs of their own. Box actions are inputs, and a
     deterministic safe actor knows the best one.
 
+    A ``residual`` critic's networks say by how much these values differ from the margins at hand, which are known. It
+    is right about a limit before it has been there: ``V = l + f``, with ``l`` the margin and ``f`` the network, is how
+    Singh, Feng and Bansal ("Exact imposition of safety boundary conditions in neural reachable tubes", ICRA 2025) build
+    the boundary in.
+
     :param spec: the environment's state and actions
     :param net_arch: sizes of the hidden layers, of the critics and of the actor
     :param members: critics in the ensemble, ``e``
+    :param residual: learn differences from the margins at hand
     :raises ValueError: if the actions are neither a Box nor few enough to be enumerated
     """
 
     updates: torch.Tensor
 
-    def __init__(self, spec: StateSpec, net_arch: Sequence[int] = (128, 128), members: int = 2) -> None:
-        super().__init__(spec, net_arch=list(net_arch), members=members)
+    def __init__(
+        self, spec: StateSpec, net_arch: Sequence[int] = (128, 128), members: int = 2, residual: bool = False
+    ) -> None:
+        super().__init__(spec, net_arch=list(net_arch), members=members, residual=residual)
+        self.residual = residual
         #: ``Q`` and each ``Q_j``, ``1 + m``.
         self.heads = 1 + len(spec.viability.constraints)
         self.standardizer = Standardizer(spec.state_dim)
@@ -47,6 +56,10 @@ class ViabilityCritic(Model):
             self._fast_actor = NumpyEnsemble(self.actor)
         else:
             self.critics = EnsembleMLP(members, [spec.state_dim, *net_arch, len(spec.actions) * self.heads])
+        if residual:
+            # Nothing differs until something was learned: what nobody has seen is then not left to chance.
+            for parameter in (self.critics.weights[-1], self.critics.biases[-1]):
+                torch.nn.init.zeros_(parameter)
         #: Gradient steps taken.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._fast = NumpyEnsemble(self.critics)
@@ -62,8 +75,11 @@ class ViabilityCritic(Model):
         inputs = self.standardizer(state)
         if action is not None:
             inputs = torch.cat([inputs, action], dim=1)
-        values: torch.Tensor = self.critics(inputs)
-        return values.unflatten(2, (-1, self.heads))
+        values: torch.Tensor = self.critics(inputs).unflatten(2, (-1, self.heads))
+        if self.residual:
+            margins = self.spec.viability.margins(state[:, self.spec.observation_dim :])
+            values = values + torch.cat([margins.amin(dim=1, keepdim=True), margins], dim=1)[:, None]
+        return values
 
     def safe_action(self, state: torch.Tensor) -> torch.Tensor:
         """
@@ -79,7 +95,7 @@ class ViabilityCritic(Model):
         :return: ``Q`` and each ``Q_j`` of every enumerable action, the least over the ensemble, ``(n, k, 1 + m)``
         """
         values = self._fast(self._fast_standardizer(state)).min(axis=0)
-        return values.reshape(len(state), -1, self.heads)
+        return self._from_margins(state, values.reshape(len(state), -1, self.heads))
 
     def action_values(self, state: Floats, action: Floats) -> Floats:
         """
@@ -88,7 +104,19 @@ class ViabilityCritic(Model):
         :return: ``Q`` and each ``Q_j``, the least over the ensemble, ``(n, 1 + m)``
         """
         inputs = np.concatenate([self._fast_standardizer(state), action], axis=1)
-        values: Floats = self._fast(inputs).min(axis=0)
+        values = self._fast(inputs).min(axis=0)
+        return self._from_margins(state, values[:, None])[:, 0]
+
+    def _from_margins(self, state: Floats, values: Floats) -> Floats:
+        """
+        :param state: ``(n, D)``
+        :param values: what the networks say, ``(n, k, 1 + m)``
+        :return: what that means: the same, or differences from the margins at hand, ``(n, k, 1 + m)``
+        """
+        if self.residual:
+            margins = self.spec.viability.margins(state[:, self.spec.observation_dim :])
+            values[:, :, 0] += margins.min(axis=1)[:, None]
+            values[:, :, 1:] += margins[:, None]
         return values
 
     def action_slopes(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
