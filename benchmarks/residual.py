@@ -25,7 +25,6 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-import examples.lunarlander  # noqa: F401 (registers its id)
 from benchmarks.kept import save
 from benchmarks.tables import tabulate
 from persist_sb3.buffers import ExecutedActionReplayBuffer
@@ -96,7 +95,7 @@ def lander(seed: int, timesteps: int) -> dict[str, dict[str, float]]:
     """
     found = {}
     for name, residual in (("plain", False), ("residual", True)):
-        venv = VecInternalState(DummyVecEnv([lambda: gym.make("LunarLanderFuel-v0")] * ENVS))
+        venv = VecInternalState(DummyVecEnv([lambda: gym.make("examples.lunarlander:LunarLanderFuel-v0")] * ENVS))
         # It never learns, and no critic acts: both see the same.
         model = PPO(
             "MlpPolicy", venv, n_steps=125, batch_size=1000, n_epochs=1, learning_rate=0.0, seed=seed, device="cpu"

@@ -61,14 +61,15 @@ class Standardizer(Statistics):
 
         :param batch: ``(n, size)``
         """
-        n, count = len(batch), float(self.count)
-        share = n / (count + n)
+        n = len(batch)
         mean = batch.mean(dim=0)
-        var = (batch - mean).square_().mean(dim=0)  # torch.var_mean takes six times as long
-        mean -= self.mean
-        self.var.lerp_(var.addcmul_(mean, mean, value=1.0 - share), share)
-        self.mean.add_(mean, alpha=share)
-        self.count += n
+        var = (batch - mean).square().mean(dim=0)  # torch.var_mean takes six times as long
+        total = self.count + n
+        delta = mean - self.mean
+        spread = self.var * self.count + var * n + delta.square() * self.count * n / total
+        self.mean += delta * n / total
+        self.var.copy_(spread / total)
+        self.count.copy_(total)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return ((x - self.mean) / (self.var + VARIANCE_FLOOR).sqrt()).clamp(-CLIP, CLIP)
