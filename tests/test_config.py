@@ -214,6 +214,15 @@ def test_the_shield_is_the_outermost_layer_through_every_door() -> None:
     assert [type(callback).__name__ for callback in config.callbacks()] == ["ViabilityCallback", "MetricsCallback"]
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_residual_critic_is_asked_for_through_every_door(residual: bool) -> None:
+    config = shielded(residual=residual, min_updates=50)
+    critic: Any = config.callbacks()[0]
+    assert critic.residual is residual
+    (entry,) = [entry for entry in config.zoo_entry()["callback"] if "ViabilityCallback" in str(entry)]
+    assert ("residual" in str(entry)) is residual
+
+
 @pytest.mark.parametrize("fallback", [1, [0, 1], [0.5], [[0.25, 1.0], [0.0, 0.5]]])
 def test_safe_actions_are_handed_on_as_they_are(fallback: Any) -> None:
     ((_, layer),) = [layer for layer in shielded(fallback=fallback).layers() if layer[0] == "ActionShield"]

@@ -32,6 +32,8 @@ class ShieldSection(Section):
         planned course that stays inside
     :param caution: how far the threshold rises where the internal model's networks disagree twice as much as is typical
     :param guards: internal variables that it keeps inside their limits. Default: all
+    :param residual: let the critic learn differences from the margins at hand, so that it knows a limit before the
+        agent has been there
     """
 
     mode: Mode | None = None
@@ -47,6 +49,7 @@ class ShieldSection(Section):
     infeasible: Literal["safest", "planner"] = "safest"
     caution: NonNegative = 0.0
     guards: tuple[str, ...] | None = None
+    residual: bool = False
 
     @property
     def judge(self) -> Mode:
@@ -94,7 +97,8 @@ class ShieldSection(Section):
             names.append("SafetyNetworkCallback")
         if self.threshold == "calibrated":
             names.append("CalibrationCallback")
-        return [(name, {}) for name in names]
+        critic = {"residual": True} if self.residual else {}
+        return [(name, critic if name == "ViabilityCallback" else {}) for name in names]
 
     def layer(self, algo: str, rollouts: int | None) -> Entry:
         """
