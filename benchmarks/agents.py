@@ -91,6 +91,14 @@ def parse(
     return own
 
 
+def size(own: argparse.Namespace) -> dict[str, int]:
+    """
+    :param own: what :func:`parse` returned
+    :return: how much was measured, as results tell it
+    """
+    return {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
+
+
 def trained(env_id: str, conditions: Mapping[str, Condition], own: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     """
     Train what is not there yet. The caller evaluates meanwhile, one run after the other, since all evaluations draw

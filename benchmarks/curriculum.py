@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.agents import STYLES, Condition, evaluate_run, figures, parse, trained
+from benchmarks.agents import STYLES, Condition, evaluate_run, figures, parse, size, trained
 from benchmarks.kept import save
 from benchmarks.tables import tabulate
 from persist_sb3 import hyperparams
@@ -64,8 +64,7 @@ def main() -> None:
     title = f"PPO on {ENV}, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]"
     table, results = tabulate(title, rows, {**STYLES, DEATHS: ".0f"})
     Console(width=200).print(table)
-    size = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
-    save({**size, **results}, own.output / "curriculum.json")
+    save({**size(own), **results}, own.output / "curriculum.json")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ estimate is measured by ``benchmarks.belief``::
 
 from rich.console import Console
 
-from benchmarks.agents import CPU_SECONDS, STYLES, Condition, cost, evaluate_run, figures, parse, trained
+from benchmarks.agents import CPU_SECONDS, STYLES, Condition, cost, evaluate_run, figures, parse, size, trained
 from benchmarks.kept import save
 from benchmarks.tables import tabulate
 from persist_sb3 import hyperparams
@@ -39,7 +39,7 @@ def main() -> None:
     title = f"PPO on GridLife, energy hidden or seen, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]"
     table, results = tabulate(title, rows, {**STYLES, CPU_SECONDS: ".0f"})
     Console(width=150).print(table)
-    save({key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")} | results, own.output / "hidden.json")
+    save({**size(own), **results}, own.output / "hidden.json")
 
 
 if __name__ == "__main__":

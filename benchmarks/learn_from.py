@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.agents import Condition, Records, evaluate_run, parse, trained
+from benchmarks.agents import Condition, Records, evaluate_run, parse, size, trained
 from benchmarks.kept import save
 from benchmarks.tables import tabulate
 from persist_sb3.metrics import read_episodes
@@ -76,8 +76,7 @@ def main() -> None:
     title = f"SAC on {ENV} under a shield, {own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]"
     table, results = tabulate(title, rows, STYLES)
     Console(width=150).print(table)
-    size = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
-    save({**size, **results}, own.output / "learn_from.json")
+    save({**size(own), **results}, own.output / "learn_from.json")
 
 
 if __name__ == "__main__":

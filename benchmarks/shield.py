@@ -33,6 +33,7 @@ from benchmarks.agents import (
     evaluate_run,
     figures,
     parse,
+    size,
     trained,
 )
 from benchmarks.kept import save
@@ -131,8 +132,7 @@ def main() -> None:
     rates = {name: float(np.mean([(e.interventions or 0) / e.length for e in test])) for name, test in tests.items()}
     table.add_row("intervention rate", *(f"{rate:.3f}" for rate in rates.values()))
     Console(width=200).print(table)
-    size = {key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")}
-    save({**size, **results, "intervention rate": rates}, own.output / "shield.json")
+    save({**size(own), **results, "intervention rate": rates}, own.output / "shield.json")
     plots.save(plots.survival(tests), own.output / "shield.png")
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.agents import Condition, Records, intervals, parse, shield_layer, trained
+from benchmarks.agents import Condition, Records, intervals, parse, shield_layer, size, trained
 from benchmarks.kept import kept, models_of, save
 from benchmarks.tables import written
 from persist_sb3 import hyperparams
@@ -148,7 +148,7 @@ def main() -> None:
         table.add_row(world, *cells, f"{np.mean(noticed[world]):.2f}")
     Console(width=160).print(table)
     results = {
-        **{key: getattr(own, key) for key in ("seeds", "timesteps", "episodes")},
+        **size(own),
         "survival share": {key: {"mean": shares[key], "seeds": values} for key, values in survival.items()},
         "mean life": {key: {"mean": means[key], "seeds": values} for key, values in lives.items()},
         "excess disagreement": noticed,
