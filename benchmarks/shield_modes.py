@@ -9,6 +9,7 @@ shielded policy comes to, over all actions. "itself" asks the search again, with
 what it says most often of ten times: nothing that answers a state always alike can agree with it more::
 
     python -m benchmarks.shield_modes                                          # about 10 minutes of CPU
+    python -m benchmarks.shield_modes --shielded                               # trained under the amortised shield
     python -m benchmarks.shield_modes --timesteps 20000 --episodes 40          # a quick look
     python -m benchmarks.shield_modes --agent agent.zip --modes search critic  # in parts: others' rows are kept
 """
@@ -30,7 +31,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
 from benchmarks.agents import flat_ppo
-from benchmarks.kept import models_of, save
+from benchmarks.kept import KINDS, models_of, save
 from persist_sb3.callbacks import (
     InternalModelCallback,
     SafetyNetworkCallback,
@@ -46,27 +47,35 @@ from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield import Decision, EnumeratedShield
 from persist_sb3.shield.amortised import AmortisedVerifier
+from persist_sb3.shield.lookahead import GUARDING
 from persist_sb3.shield.rollouts import Course, CriticBackup, RolloutVerifier
 from persist_sb3.summary import wilson_interval
 from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInternalState
 
 RESULTS = Path(__file__).parent / "results" / "shield_modes.json"
+SHIELDED_RESULTS = RESULTS.with_stem("shield_modes_shielded")
 NEVER = 10**9
+#: As shipped.
+GUARDS = ["temp", "integrity"]
 ENVS = 20
 #: States that are asked about, and how often.
 STATES, REPEATS = 1000, 10
 
 
-def train(timesteps: int) -> PPO:
+def train(timesteps: int, shielded: bool) -> PPO:
     """
     :param timesteps: of the agent, and of the transitions that its models learn from
+    :param shielded: whether the shield acts, guarding :data:`GUARDS`
     :return: the agent, its models in ``model.persist``
     """
     venv = VecInternalState(GridLifeVecEnv(8, flat=True, scent=True))
     layers = VecHomeostatReward(venv, weight=0.5, alive_bonus="auto", death_penalty=20.0)
-    # It never acts: the safety network learns from the search that it is set to.
-    shielded = VecMonitor(VecActionShield(layers, mode="amortised", min_updates=NEVER))
-    model = flat_ppo(shielded, seed=0)
+    if shielded:
+        shield = VecActionShield(layers, mode="amortised", guards=GUARDS)
+    else:
+        # It never acts: the safety network learns from the search that it is set to.
+        shield = VecActionShield(layers, mode="amortised", min_updates=NEVER)
+    model = flat_ppo(VecMonitor(shield), seed=0)
     callbacks: list[BaseCallback] = [
         ViabilityCallback(train_freq=1),
         InternalModelCallback(train_freq=2),
@@ -243,21 +252,24 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=16)
     parser.add_argument("--conf", type=float, default=0.9)
     parser.add_argument("--threshold", type=float, default=0.2)
+    parser.add_argument("--shielded", action="store_true", help="train under the amortised shield")
     parser.add_argument("--modes", nargs="+", help="rows of the table to measure. Default: all")
     parser.add_argument("--agent", type=Path, help="where the trained agent is kept; trained anew if it is not there")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, help="file for the results")
     arguments = parser.parse_args()
+    arguments.output = arguments.output or (SHIELDED_RESULTS if arguments.shielded else RESULTS)
     torch.set_num_threads(1)
 
     if arguments.agent is not None and arguments.agent.is_file():
         model = PPO.load(arguments.agent, device="cpu")
     else:
-        model = train(arguments.timesteps)
+        model = train(arguments.timesteps, arguments.shielded)
         if arguments.agent is not None:
             model.save(arguments.agent)
     venv = GridLifeVecEnv(1, flat=True, scent=True)
-    spec = StateSpec(venv.observation_space, venv.action_space, venv.viability)
-    models = models_of(model, spec)
+    guarded = venv.viability.about(GUARDS) if arguments.shielded else venv.viability
+    spec, whole = (StateSpec(venv.observation_space, venv.action_space, v) for v in (guarded, venv.viability))
+    models = {name: models_of(model, spec if name in GUARDING else whole, {name: KINDS[name]})[name] for name in KINDS}
     critic, threshold = models["viability"], arguments.threshold
 
     def search(dynamics: Any, backup: Any = None) -> RolloutVerifier:

@@ -239,7 +239,7 @@ class ViabilityCallback(LearningCallback):
         if self.spec.continuous:
             # Nothing but the actor learns from this: the target's own parameters ask for no gradient.
             climbed = self.target(state, self.learner.safe_action(state))[:, :, 0, 0]
-            loss = loss - climbed.min(dim=0).values.mean()
+            loss = loss - climbed.amin(dim=0).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -272,7 +272,7 @@ class ViabilityCallback(LearningCallback):
                 -2.5, 2.5
             )
             action = (self.target.safe_action(state) + self.tensor(noise)).clamp(-1.0, 1.0)
-            following: torch.Tensor = self.target(state, action)[:, :, 0].min(dim=0).values
+            following: torch.Tensor = self.target(state, action)[:, :, 0].amin(dim=0)
             return following
-        values = self.target(state).min(dim=0).values
+        values = self.target(state).amin(dim=0)
         return values[torch.arange(len(state), device=state.device), values[:, :, 0].argmax(dim=1)]
