@@ -117,6 +117,26 @@ def test_a_permitted_action_is_never_changed() -> None:
     assert not decision.intervened.any()
 
 
+@pytest.mark.parametrize("correction", ["project", "replace"])
+def test_what_was_permitted_is_decided_alike_and_not_judged_again(correction: str) -> None:
+    shield, _, values, states, proposed = make(SPACES["multidiscrete"], correction=correction)
+    values[:20] -= 2.0
+    fresh = shield.decide(states, proposed)
+    shield.permitted(states)
+    values += 5.0  # a critic that learns meanwhile
+    decision = shield.decide(states, proposed)
+    np.testing.assert_array_equal(decision.action, fresh.action)
+    np.testing.assert_array_equal(decision.infeasible, fresh.infeasible)
+    for name in Verdict.__slots__:
+        np.testing.assert_array_equal(getattr(decision.proposed, name), getattr(fresh.proposed, name))
+        np.testing.assert_array_equal(getattr(decision.executed, name), getattr(fresh.executed, name))
+    # Once: whoever decides again, or about other states or another threshold, wants to know what is so now.
+    assert not shield.decide(states, proposed).intervened.any()
+    shield.permitted(states)
+    values -= 5.0
+    assert shield.decide(states[::-1], proposed).intervened.any()
+
+
 def test_what_is_not_a_number_passes_nowhere() -> None:
     shield, _, values, states, proposed = make(SPACES["discrete"])
     values[0] = np.nan

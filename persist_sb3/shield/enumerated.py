@@ -1,5 +1,6 @@
 """The shield over actions that can be counted: Discrete, MultiDiscrete and MultiBinary."""
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -62,6 +63,8 @@ class EnumeratedShield:
         self._encoded = spec.encode_action(spec.actions)
         codes = spec.actions.reshape(len(spec.actions), -1)
         self._changes = (codes[:, None] != codes[None]).sum(axis=2)
+        # What was permitted last, for the decision about the same states that usually follows.
+        self._permitted: tuple[float, Floats, Verdict] | None = None
 
     def permitted(self, state: Floats) -> NDArray[np.bool_]:
         """
@@ -71,7 +74,8 @@ class EnumeratedShield:
         """
         n, k = len(state), len(self._encoded)
         verdict = self._judge(state, np.repeat(np.arange(n), k), np.tile(np.arange(k), n), self._values(state))
-        safe, score = verdict.safe.reshape(n, k), verdict.score.reshape(n, k)
+        self._permitted = self.threshold, state, verdict
+        safe, score = verdict.safe.reshape(n, k).copy(), verdict.score.reshape(n, k)
         none = np.logical_not(safe.any(axis=1))
         safest = score[none].argmax(axis=1)
         safe[none, safest] = np.isfinite(score[none, safest])
@@ -84,15 +88,15 @@ class EnumeratedShield:
         :return: what to do instead, where something must be done
         """
         n, k = len(state), len(self._encoded)
-        values = self._values(state)
         index = self._spec.index(action)
-        proposed = self._judge(state, np.arange(n), index, values)
+        judge = self._judge_of(state)
+        proposed = judge(np.arange(n), index)
         refused = np.flatnonzero(~proposed.safe)
         if not len(refused):
             nothing = np.zeros(n, dtype=bool)
             return Decision(action, action, nothing, nothing, proposed, proposed)
 
-        others = self._judge(state, np.repeat(refused, k), np.tile(np.arange(k), len(refused)), values)
+        others = judge(np.repeat(refused, k), np.tile(np.arange(k), len(refused)))
         safe, score = others.safe.reshape(-1, k), others.score.reshape(-1, k)
         lost = np.logical_not(safe.any(axis=1))
         order = score if self._correction == "replace" else self._nearness(index[refused], safe, score)
@@ -118,6 +122,19 @@ class EnumeratedShield:
         spread = score / (1.0 + np.abs(score).max(axis=1, keepdims=True, where=safe, initial=0.0))
         order: Floats = np.where(safe, 0.4 * spread - self._changes[index], -np.inf).astype(np.float32)
         return order
+
+    def _judge_of(self, state: Floats) -> Callable[[NDArray[np.intp], NDArray[np.intp]], Verdict]:
+        """
+        :param state: ``(n, D)``
+        :return: gives the verdicts on actions in some of these states. Where it was just asked what is permitted in
+            them, it says the same, without asking again
+        """
+        known, self._permitted = self._permitted, None
+        if known is not None and known[0] == self.threshold and np.array_equal(known[1], state):
+            k, verdict = len(self._encoded), known[2]
+            return lambda row, index: verdict.take(row * k + index)
+        values = self._values(state)
+        return lambda row, index: self._judge(state, row, index, values)
 
     def _values(self, state: Floats) -> Floats | None:
         return None if self._critic is None else self._critic.values(state)
