@@ -81,7 +81,6 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
     alone = ["-params", f"vec_env_wrapper:{[INTERNAL]}", f"callback:{[METRICS]}", *PLAIN]
     # All constraints, energy among them, which the shipped shield leaves to the policy.
     all_guarded = {name: {**parameters, "guards": None} for name, parameters in SHIELD.items()}
-    lenient = {name: {**parameters, "threshold": 0.05} for name, parameters in SHIELD.items()}
     cautious = {name: {**parameters, **CAUTIOUS} for name, parameters in VIABILITY.items()}
     return {
         "task reward": Condition(alone),
@@ -93,7 +92,7 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
         "shield": Condition([]),
         "shield, masks": Condition([], "ppo_mask"),
         "shield, masks, all guarded": Condition(given([HOMEOSTAT, all_guarded], [VIABILITY]), "ppo_mask"),
-        "shield, masks, cautious critic": Condition(given([HOMEOSTAT, lenient], [cautious]), "ppo_mask"),
+        "shield, masks, cautious critic": Condition(given([HOMEOSTAT, SHIELD], [cautious]), "ppo_mask"),
         "homeostat, demonstrations": Condition(given([HOMEOSTAT], [cloning])),
         "shield, masks, demonstrations": Condition(given([HOMEOSTAT, patient], [learning, cloning]), "ppo_mask"),
     }
