@@ -161,8 +161,8 @@ def critic(spec: StateSpec) -> list[torch.Tensor]:
 
 
 def safety(spec: StateSpec) -> list[torch.Tensor]:
-    action = elsewhere(4, spec.action_dim) if spec.continuous else None
-    return [moved(SafetyNetwork(spec, (8,)))(elsewhere(4, spec.state_dim), action)]
+    network = moved(SafetyNetwork(spec, (8,), valued=True))
+    return [network(elsewhere(4, len(network.standardizer.mean)))]
 
 
 def belief(spec: StateSpec) -> list[torch.Tensor]:

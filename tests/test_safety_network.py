@@ -224,9 +224,11 @@ def test_the_network_learns_what_the_search_says(kind: str, tmp_path: Path) -> N
     state = spec.encode(np.stack([battery, internal[:, 1], time, -battery], axis=1).astype(np.float32), internal)
     if kind == "box":
         action = generator.uniform(-1.0, 1.0, (400, 2)).astype(np.float32)
-        truth, guess = stays_inside(battery, np.abs(action).sum(axis=1)), network.p_safe(state, action)[:, 0]
+        inputs = network.inputs(state, action, None)
+        truth, guess = stays_inside(battery, np.abs(action).sum(axis=1)), network.p_safe(inputs)[:, 0]
     else:
-        truth, guess = stays_inside(battery[:, None], np.arange(3)), network.p_safe(state)
+        inputs = network.inputs(state, None, None)
+        truth, guess = stays_inside(battery[:, None], np.arange(3)), network.p_safe(inputs)
     assert 0.2 < truth.mean() < 0.9
     assert ((guess >= 0.9) == truth).mean() > 0.85
 
@@ -234,21 +236,38 @@ def test_the_network_learns_what_the_search_says(kind: str, tmp_path: Path) -> N
     model.save(tmp_path / "model")
     loaded: Any = PPO.load(tmp_path / "model", device="cpu")
     again = rebuild(loaded.persist.pending["safety"], spec, SafetyNetwork)
-    arguments = (state, action) if kind == "box" else (state,)
-    np.testing.assert_array_equal(again.p_safe(*arguments), network.p_safe(*arguments))
+    np.testing.assert_array_equal(again.p_safe(inputs), network.p_safe(inputs))
     assert 0.5 < float(again.agreement) <= 1.0 and int(again.updates) == callback.updates
 
 
 @pytest.mark.parametrize("kind", ["discrete", "box"])
-def test_numpy_and_torch_agree(kind: str) -> None:
+def test_a_network_that_is_told_the_values_says_what_a_search_with_the_critic_does(kind: str) -> None:
+    known: dict[str, Any] = {"dynamics": walk, "horizon": HORIZON, "rollouts": 2}
+    venv = make_vec(8, kind, mode="amortised", min_updates=10**6, **known)
+    model = PPO("MlpPolicy", venv, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
+    small: dict[str, Any] = {"net_arch": [32, 32], "learning_starts": 100, "learning_rate": 3e-3, "train_freq": 1}
+    critic = ViabilityCallback(gradient_steps=2, **small)
+    model.learn(64 * 8 * 8, callback=[critic, SafetyNetworkCallback(gradient_steps=4, min_updates=100, **small)])
+    network: Any = model.persist.parts["safety"]  # type: ignore[attr-defined]
+    assert network.valued
+    # Without the state: values of three actions, overall and of the one constraint.
+    assert network.standardizer.mean.shape == ((4 + 2) + 2 + 2 if kind == "box" else 3 * 2,)
+    assert float(network.agreement) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["discrete", "box"])
+@pytest.mark.parametrize("valued", [False, True])
+def test_numpy_and_torch_agree(kind: str, valued: bool) -> None:
     spec = make_spec(kind)
-    network = SafetyNetwork(spec)
+    network = SafetyNetwork(spec, valued=valued)
     generator = np.random.default_rng(0)
     state = generator.normal(size=(9, spec.state_dim)).astype(np.float32)
-    action = generator.uniform(-1, 1, (9, 2)).astype(np.float32) if kind == "box" else None
+    action = generator.uniform(-1, 1, (9, 2)).astype(np.float32)
+    values = generator.normal(size=(9, 2) if kind == "box" else (9, 3, 2)).astype(np.float32)
+    inputs = network.inputs(state, action, values if valued else None)
     with torch.no_grad():
-        logits = network(torch.as_tensor(state), None if action is None else torch.as_tensor(action))
-    np.testing.assert_allclose(network.p_safe(state, action), logits.sigmoid().numpy(), atol=1e-6)
+        logits = network(torch.as_tensor(inputs))
+    np.testing.assert_allclose(network.p_safe(inputs), logits.sigmoid().numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["search", "verify"])

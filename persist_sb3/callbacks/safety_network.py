@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,7 @@ TRACKING = 0.05
 class Answers(NamedTuple):
     """What the search said, ``b`` times."""
 
-    state: Floats  # (b, D)
-    action: Floats  # encoded Box actions, (b, A); (b, 0) if actions are enumerated
+    inputs: Floats  # what the network saw, (b, I)
     p_safe: Floats  # of every enumerable action, (b, k), else (b, 1)
 
 
@@ -34,7 +33,8 @@ class SafetyNetworkCallback(LearningCallback):
     Trains a :class:`~persist_sb3.models.safety.SafetyNetwork` on the answers of the search that
     :class:`~persist_sb3.wrappers.ActionShield` is set to (its ``horizon``, ``rollouts``, ``dynamics``, ``backup``):
     every ``train_freq`` steps the search is asked about all actions in the states at hand, those that the shielded
-    policy comes to (DAgger: Ross, Gordon & Bagnell, AISTATS 2011). The models that the search takes must be trained by
+    policy comes to (DAgger: Ross, Gordon & Bagnell, AISTATS 2011). Where no ``backup`` is given, the search goes on
+    with the critic, and the network is told the critic's values. The models that the search takes must be trained by
     their own callbacks; until they are, it is not asked.
 
     Each answer is a test first. Of those since the last rollout it logs, under ``persist/safety/``: ``agreement``
@@ -97,10 +97,9 @@ class SafetyNetworkCallback(LearningCallback):
         self.min_updates = min_updates
 
     def _make(self, spec: StateSpec) -> SafetyNetwork:
-        return SafetyNetwork(spec, self.net_arch)
+        return SafetyNetwork(spec, self.net_arch, valued=self._lookahead.backup is None)
 
     def _on_training_start(self) -> None:
-        super()._on_training_start()
         try:
             self._lookahead: LookAhead = self.lookup("lookahead")
         except RuntimeError as error:
@@ -108,6 +107,7 @@ class SafetyNetworkCallback(LearningCallback):
                 "SafetyNetworkCallback learns from the search of an ActionShield, and there is none: wrap the "
                 "environment in persist_sb3.wrappers.ActionShield(mode='amortised')"
             ) from error
+        super()._on_training_start()
         self._search: RolloutVerifier | None = None
         self._memory: Answers | None = None
         self._kept = 0
@@ -147,18 +147,21 @@ class SafetyNetworkCallback(LearningCallback):
         :param executed: encoded, ``(n, A)``
         """
         assert self._search is not None
+        network = self.actor
+        critic: Any = self.state.bundle()["viability"] if network.valued else None
         if self.spec.continuous:
             others = self.generator.uniform(-1.0, 1.0, (len(state), ASKED - 1, executed.shape[1])).astype(np.float32)
             action = np.concatenate([executed[:, None], others], axis=1).reshape(-1, executed.shape[1])
             state = np.repeat(state, ASKED, axis=0)
-            verdict = self._search(state, action)
-            answers = Answers(state, action, verdict.p_safe[:, None])
-            guess = self.actor.p_safe(state, action)
+            values = None if critic is None else critic.action_values(state, action)
+            p_safe = self._search(state, action).p_safe[:, None]
         else:
-            every = self.spec.encode_action(self.spec.actions)
+            action, every = executed, self.spec.encode_action(self.spec.actions)
+            values = None if critic is None else critic.values(state)
             verdict = self._search(np.repeat(state, len(every), axis=0), np.tile(every, (len(state), 1)))
-            answers = Answers(state, np.empty((len(state), 0), np.float32), verdict.p_safe.reshape(len(state), -1))
-            guess = self.actor.p_safe(state)
+            p_safe = verdict.p_safe.reshape(len(state), -1)
+        answers = Answers(network.inputs(state, action, values), p_safe)
+        guess = network.p_safe(answers.inputs)
         if self.updates:
             self._test(guess >= self._lookahead.conf, answers.p_safe >= self._lookahead.conf)
         self._keep(answers)
@@ -178,7 +181,7 @@ class SafetyNetworkCallback(LearningCallback):
         """
         if self._memory is None:
             self._memory = Answers(*(np.empty((self.answers, *new.shape[1:]), np.float32) for new in answers))
-        count = len(answers.state)
+        count = len(answers.inputs)
         where = (self._kept + np.arange(count)) % self.answers
         for memory, new in zip(self._memory, answers, strict=True):
             memory[where] = new
@@ -196,10 +199,9 @@ class SafetyNetworkCallback(LearningCallback):
         return Answers(*(memory[rows] for memory in self._memory))
 
     def _update(self, batch: Answers) -> Mapping[str, float]:
-        state, action, p_safe = map(self.tensor, batch)
-        self.learner.standardizer.update(state)
-        logits = self.learner(state, action if self.spec.continuous else None)
-        loss = functional.binary_cross_entropy_with_logits(logits, p_safe)
+        inputs, p_safe = map(self.tensor, batch)
+        self.learner.standardizer.update(inputs)
+        loss = functional.binary_cross_entropy_with_logits(self.learner(inputs), p_safe)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -30,13 +30,15 @@ class AmortisedVerifier:
         :param action: encoded, ``(r, A)``
         :return: ``r`` rows
         """
-        spec = self._network.spec
+        network, spec = self._network, self._network.spec
         if spec.continuous:
-            p_safe = self._network.p_safe(state, action)[:, 0]
             values = self._critic.action_values(state, action)
+            p_safe = network.p_safe(network.inputs(state, action, values))[:, 0]
         else:
+            everything = self._critic.values(state)
             chosen = np.arange(len(state)), spec.index(unflatten(spec.action_space, action))
-            p_safe, values = self._network.p_safe(state)[chosen], self._critic.values(state)[chosen]
+            p_safe = network.p_safe(network.inputs(state, action, everything))[chosen]
+            values = everything[chosen]
         verdict = Verdict.by_critic(values, -np.inf)
         verdict.p_safe, verdict.safe = p_safe, p_safe >= self.conf
         return verdict
