@@ -34,9 +34,7 @@ from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInterna
 ENV = "GridLifeScent-v0"
 POLICY = {"net_arch": [256, 256], "activation_fn": torch.nn.ReLU, "symmetries": ENV}
 #: As shipped.
-SHIELD: dict[str, Any] = {"threshold": 0.1, "guards": ["temp", "integrity"]}
-#: Gradient steps after which a model is trusted: few, so that every shield judges for most of a measurement.
-TRUSTED = 100
+SHIELD: dict[str, Any] = {"threshold": 0.05, "min_updates": 50, "guards": ["temp", "integrity"]}
 #: Parameters of the models that a look ahead imagines with: small ones, that learn at every eighth step.
 SMALL: dict[str, Any] = {"net_arch": [64, 64], "members": 2, "train_freq": 8}
 
@@ -65,7 +63,7 @@ def learner(train_freq: int) -> ViabilityCallback:
     :param train_freq: steps of all environments between two gradient steps
     :return: trains the shipped critic
     """
-    return ViabilityCallback(net_arch=[64, 64], train_freq=train_freq, augment=True)
+    return ViabilityCallback(net_arch=[64, 64], residual=True, learning_starts=64, train_freq=train_freq, augment=True)
 
 
 def critic(train_freq: int) -> Make:
@@ -76,7 +74,7 @@ def critic(train_freq: int) -> Make:
 
     def make(venv: VecEnv) -> tuple[VecEnv, list[BaseCallback]]:
         venv, callbacks = layers(venv)
-        return VecActionShield(venv, **SHIELD, min_updates=TRUSTED), [*callbacks, learner(train_freq)]
+        return VecActionShield(venv, **SHIELD), [*callbacks, learner(train_freq)]
 
     return make
 
@@ -88,7 +86,7 @@ def verify(venv: VecEnv) -> tuple[VecEnv, list[BaseCallback]]:
     """
     venv, callbacks = layers(venv)
     models = [learner(4), InternalModelCallback(**SMALL), WorldModelCallback(**SMALL)]
-    return VecActionShield(venv, **SHIELD, mode="verify", min_updates=TRUSTED), [*callbacks, *models]
+    return VecActionShield(venv, **SHIELD, mode="verify"), [*callbacks, *models]
 
 
 CONDITIONS: dict[str, Make] = {
