@@ -64,6 +64,10 @@ CAUTIOUS = {
     "learning_rate": "lin_0.001",
 }
 
+#: A critic that learns values and not differences, and is trusted once it has seen harm.
+USUAL = {"net_arch": [64, 64], "train_freq": 1, "augment": True}
+USUAL_SHIELD = {"threshold": 0.1, "guards": ["temp", "integrity"]}
+
 
 def conditions(demonstrations: Path) -> dict[str, Condition]:
     """
@@ -79,9 +83,11 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
         return ["-params", f"vec_env_wrapper:{[MEMORY, INTERNAL, *layers]}", f"callback:{[METRICS, *callbacks]}"]
 
     alone = ["-params", f"vec_env_wrapper:{[INTERNAL]}", f"callback:{[METRICS]}", *PLAIN]
-    # All constraints, energy among them, which the shipped shield leaves to the policy.
-    all_guarded = {name: {**parameters, "guards": None} for name, parameters in SHIELD.items()}
-    cautious = {name: {**parameters, **CAUTIOUS} for name, parameters in VIABILITY.items()}
+
+    def usual(shield: dict[str, Any], critic: dict[str, Any]) -> Condition:
+        layers = [HOMEOSTAT, {name: {**USUAL_SHIELD, **shield} for name in SHIELD}]
+        return Condition(given(layers, [{name: {**USUAL, **critic} for name in VIABILITY}]), "ppo_mask")
+
     return {
         "task reward": Condition(alone),
         "task reward, memory": Condition(given([], [])),
@@ -91,8 +97,10 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
         "oracle masks": Condition(given([HOMEOSTAT, ORACLE], []), "ppo_mask"),
         "shield": Condition([]),
         "shield, masks": Condition([], "ppo_mask"),
-        "shield, masks, all guarded": Condition(given([HOMEOSTAT, all_guarded], [VIABILITY]), "ppo_mask"),
-        "shield, masks, cautious critic": Condition(given([HOMEOSTAT, SHIELD], [cautious]), "ppo_mask"),
+        "shield, masks, usual critic": usual({}, {}),
+        # All constraints, energy among them, which the shipped shield leaves to the policy.
+        "shield, masks, all guarded": usual({"guards": None}, {}),
+        "shield, masks, cautious critic": usual({"threshold": 0.05}, CAUTIOUS),
         "homeostat, demonstrations": Condition(given([HOMEOSTAT], [cloning])),
         "shield, masks, demonstrations": Condition(given([HOMEOSTAT, patient], [learning, cloning]), "ppo_mask"),
     }
