@@ -394,7 +394,7 @@ def main() -> None:
     results = saved(file) if arguments.only else {}
     results |= {"timesteps": arguments.timesteps, "episodes": arguments.episodes}
     for seen, by_seed in estimates.items():
-        table = Table(title=f"estimates of energy, {seen}; mean over {arguments.seeds} seeds [least, greatest]")
+        table = Table(title=f"estimates of energy, {seen}; mean over {arguments.seeds} seeds \\[least, greatest]")
         for column in ("", "RMSE", "coverage of 90 %", "NEES (1 is right)"):
             table.add_column(column, justify="right")
         results[f"estimates, {seen}"] = by_seed

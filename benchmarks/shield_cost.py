@@ -134,7 +134,7 @@ def main() -> None:
         for _ in track(range(own.turns), "training in turns")
     ]
     table = Table(
-        title=f"PPO on {ENV}, 8 environments: ratio to bare PPO, median [least, greatest] of {own.turns} turns"
+        title=f"PPO on {ENV}, 8 environments: ratio to bare PPO, median \\[least, greatest] of {own.turns} turns"
     )
     for column in ("", "training, µs a step", "ratio", "playing, µs a step", "ratio"):
         table.add_column(column, justify="right")
