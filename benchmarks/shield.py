@@ -83,6 +83,7 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
         return ["-params", f"vec_env_wrapper:{[MEMORY, INTERNAL, *layers]}", f"callback:{[METRICS, *callbacks]}"]
 
     alone = ["-params", f"vec_env_wrapper:{[INTERNAL]}", f"callback:{[METRICS]}", *PLAIN]
+    cautious = {name: {**parameters, **CAUTIOUS} for name, parameters in VIABILITY.items()}
 
     def usual(shield: dict[str, Any], critic: dict[str, Any]) -> Condition:
         layers = [HOMEOSTAT, {name: {**USUAL_SHIELD, **shield} for name in SHIELD}]
@@ -101,6 +102,7 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
         # All constraints, energy among them, which the shipped shield leaves to the policy.
         "shield, masks, all guarded": usual({"guards": None}, {}),
         "shield, masks, cautious critic": usual({"threshold": 0.05}, CAUTIOUS),
+        "shield, masks, cautious residual critic": Condition(given([HOMEOSTAT, SHIELD], [cautious]), "ppo_mask"),
         "homeostat, demonstrations": Condition(given([HOMEOSTAT], [cloning])),
         "shield, masks, demonstrations": Condition(given([HOMEOSTAT, patient], [learning, cloning]), "ppo_mask"),
     }
