@@ -27,14 +27,15 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.kept import save
+from persist_sb3 import hyperparams
 from persist_sb3.callbacks import InternalModelCallback, MetricsCallback, ViabilityCallback, WorldModelCallback
 from persist_sb3.equivariant import EquivariantMultiInputPolicy
 from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInternalState
 
 ENV = "GridLifeScent-v0"
 POLICY = {"net_arch": [256, 256], "activation_fn": torch.nn.ReLU, "symmetries": ENV}
-#: As shipped.
-SHIELD: dict[str, Any] = {"threshold": 0.05, "min_updates": 50, "guards": ["temp", "integrity"]}
+(SHIELD,) = hyperparams.load("ppo")[ENV]["vec_env_wrapper"][-1].values()
+(VIABILITY,) = hyperparams.load("ppo")[ENV]["callback"][-1].values()
 #: Parameters of the models that a look ahead imagines with: small ones, that learn at every eighth step.
 SMALL: dict[str, Any] = {"net_arch": [64, 64], "members": 2, "train_freq": 8}
 
@@ -63,7 +64,7 @@ def learner(train_freq: int) -> ViabilityCallback:
     :param train_freq: steps of all environments between two gradient steps
     :return: trains the shipped critic
     """
-    return ViabilityCallback(net_arch=[64, 64], residual=True, learning_starts=64, train_freq=train_freq, augment=True)
+    return ViabilityCallback(**{**VIABILITY, "train_freq": train_freq})
 
 
 def critic(train_freq: int) -> Make:
