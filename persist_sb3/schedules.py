@@ -1,9 +1,14 @@
-"""How a weight changes over training."""
+"""How a weight, or how often something is done, changes over training."""
 
 import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+
+#: Steps between two occasions: always so many, or by the time step from which they are so many.
+Period = int | Mapping[int, int]
 
 
 def make_schedule(value: float | str | Schedule) -> FloatSchedule:
@@ -26,3 +31,22 @@ def make_schedule(value: float | str | Schedule) -> FloatSchedule:
     if kind not in (None, "lin") or not 0.0 <= start < math.inf:
         raise ValueError(problem)
     return FloatSchedule(LinearSchedule(start, 0.0, 1.0) if kind == "lin" else start)
+
+
+def make_period(value: Period, name: str) -> Callable[[int], int]:
+    """
+    :param value: steps between two occasions, at least 1: always as many, or, by the time step from which they hold,
+        several: ``{0: 1, 25_000: 4}``
+    :param name: of the parameter, for messages
+    :return: the value by time step
+    :raises ValueError: if a value is below 1, or they do not begin with time step 0
+    """
+    periods = value if isinstance(value, Mapping) else {0: value}
+    begins = sorted(periods)
+    whole = all(isinstance(number, int) for number in (*begins, *periods.values()))
+    if not whole or not begins or begins[0] != 0 or min(periods.values()) < 1:
+        raise ValueError(
+            f"{name}={value!r} must be at least 1, or whole numbers that are, by the time step from which they hold, "
+            "the first of which is 0: {0: 1, 25_000: 4}"
+        )
+    return lambda timestep: periods[begins[bisect_right(begins, timestep) - 1]]

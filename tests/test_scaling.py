@@ -1,11 +1,16 @@
 """ForwardScale against sums and deviations worked out by hand, and schedules."""
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3.common.utils import LinearSchedule
 
 from persist_sb3.intrinsic import BonusUnit, ForwardScale
-from persist_sb3.schedules import make_schedule
+from persist_sb3.schedules import make_period, make_schedule
 
 
 def scale_of(rewards: list[list[float]], gamma: float) -> ForwardScale:
@@ -127,3 +132,19 @@ def test_schedules(value: object, at_start: float, halfway: float, at_end: float
 def test_wrong_schedules_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match="'lin_0"):
         make_schedule(value)  # type: ignore[arg-type]
+
+
+@given(st.dictionaries(st.integers(1, 30), st.integers(1, 9), max_size=4), st.integers(1, 9), st.integers(0, 40))
+def test_a_period_holds_until_the_next(later: dict[int, int], first: int, timestep: int) -> None:
+    period = make_period({**later, 0: first}, "train_freq")
+    in_force = first
+    for step in range(timestep + 1):
+        in_force = later.get(step, in_force)
+    assert period(timestep) == in_force
+    assert make_period(first, "train_freq")(timestep) == first
+
+
+@pytest.mark.parametrize("value", [0, {}, {100: 1}, {0: 0}, {-1: 1, 0: 1}, {0: 1.5}, {"0": 1}])
+def test_what_is_no_period(value: Any) -> None:
+    with pytest.raises(ValueError, match=f"train_freq={re.escape(repr(value))}"):
+        make_period(value, "train_freq")

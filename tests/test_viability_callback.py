@@ -155,6 +155,21 @@ def test_out_of_range(parameter: str, value: float) -> None:
         ViabilityCallback(**{parameter: value})  # type: ignore[arg-type]
 
 
+def test_it_trains_as_often_as_it_is_told() -> None:
+    trained_at: list[int] = []
+
+    class Watch(ViabilityCallback):
+        def _update(self, batch: Transitions) -> Any:
+            trained_at.append(self.num_timesteps)
+            return super()._update(batch)
+
+    venv = VecInternalState(DummyVecEnv([Tables] * 4), dims=["level"], constraints=CONSTRAINTS, mu=[1.0])
+    model = PPO("MlpPolicy", venv, n_steps=16, batch_size=64, n_epochs=1, seed=0, device="cpu")
+    model.learn(128, callback=Watch(net_arch=[8], learning_starts=12, train_freq={0: 1, 40: 2, 80: 5}))
+    # Every step of four environments, every second, every fifth: the 20th, 25th and 30th.
+    assert trained_at == [*range(12, 40, 4), *range(40, 80, 8), 80, 100, 120]
+
+
 def test_the_learning_rate_falls_as_it_is_told() -> None:
     rates: list[tuple[float, float]] = []
 

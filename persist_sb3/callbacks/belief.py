@@ -17,6 +17,7 @@ from persist_sb3.models.belief import GRUBelief
 from persist_sb3.models.kalman import nees
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.paths import locate, parse_path
+from persist_sb3.schedules import Period
 from persist_sb3.wrappers.belief_state import KEY
 
 
@@ -76,7 +77,7 @@ class BeliefCallback(LearningCallback):
         buffer_size: int = 100_000,
         batch_size: int = 16,
         learning_starts: int = 1000,
-        train_freq: int = 8,
+        train_freq: Period = 8,
         gradient_steps: int = 1,
         learning_rate: float = 3e-3,
         device: str = "cpu",

@@ -13,6 +13,7 @@ from persist_sb3.buffers import Transitions
 from persist_sb3.buffers.transitions import concatenate
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.prediction import PredictiveModel
+from persist_sb3.schedules import Period
 
 #: Greatest norm of a gradient: what had never changed is far off its scale when it first does.
 MAX_GRAD_NORM = 10.0
@@ -58,7 +59,7 @@ class DynamicsCallback(LearningCallback):
         buffer_size: int = 100_000,
         batch_size: int = 256,
         learning_starts: int = 1000,
-        train_freq: int = 4,
+        train_freq: Period = 4,
         gradient_steps: int = 1,
         learning_rate: float = 1e-3,
         device: str = "cpu",

@@ -23,6 +23,7 @@ from persist_sb3.models.imagination import Dynamics, KnownDynamics, LatentDynami
 from persist_sb3.models.latent import LatentModel
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.paths import locate, parse_path
+from persist_sb3.schedules import Period
 from persist_sb3.shield.lookahead import Function, trained
 
 
@@ -111,7 +112,7 @@ class EmpowermentCallback(LearningCallback):
         buffer_size: int = 100_000,
         batch_size: int = 256,
         learning_starts: int = 256,
-        train_freq: int = 64,
+        train_freq: Period = 64,
         gradient_steps: int = 16,
         learning_rate: float = 1e-3,
         device: str = "cpu",
@@ -281,7 +282,7 @@ class EmpowermentCallback(LearningCallback):
                 "EmpowermentCallback trains a model that no layer uses: wrap the environment in "
                 "persist_sb3.wrappers.EmpowermentBonus (or VecEmpowermentBonus, around the vectorised environments)"
             ) from error
-        due = self.store.steps % self.train_freq == 0
+        due = self._turn()
         if self.actor.critic is None and due and len(self.store) and self._ready():
             self._ask()
         return super()._on_step()
@@ -325,7 +326,7 @@ class EmpowermentCallback(LearningCallback):
         self._kept += len(new.state)
 
     def _due(self) -> bool:
-        if self.store.steps % self.train_freq:
+        if not self._turn():
             return False
         if self.actor.critic is None:
             return self._kept >= max(self.learning_starts, 1)

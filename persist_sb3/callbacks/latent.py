@@ -17,6 +17,7 @@ from persist_sb3.callbacks.forecasts import Models
 from persist_sb3.callbacks.world_model import WorldModelCallback
 from persist_sb3.models.latent import Belief, LatentFilter, LatentModel
 from persist_sb3.models.spec import StateSpec
+from persist_sb3.schedules import Period
 from persist_sb3.wrappers.adapters import lookup
 
 #: A mixture of many samples is dear: one new transition in so many is a test.
@@ -67,7 +68,7 @@ class LatentWorldModelCallback(WorldModelCallback):
         buffer_size: int = 100_000,
         batch_size: int = 16,
         learning_starts: int = 1000,
-        train_freq: int = 32,
+        train_freq: Period = 32,
         gradient_steps: int = 1,
         learning_rate: float = 1e-3,
         device: str = "cpu",

@@ -18,7 +18,7 @@ from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.devices import CPU, check_device, find_device
 from persist_sb3.models.base import Model
 from persist_sb3.models.spec import StateSpec
-from persist_sb3.schedules import make_schedule
+from persist_sb3.schedules import Period, make_period, make_schedule
 from persist_sb3.shield.lookahead import GUARDING
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers.layer import declared
@@ -35,7 +35,8 @@ class LearningCallback(PersistCallback):
     :param buffer_size: transitions kept to learn from; 0 for a subclass that keeps its own
     :param batch_size: transitions in a gradient step
     :param learning_starts: transitions collected before the first gradient step
-    :param train_freq: steps of the vectorised environment between two trainings
+    :param train_freq: steps of the vectorised environment between two trainings; or, by the time step from which they
+        hold, several of these: ``{0: 1, 25_000: 4}``
     :param gradient_steps: gradient steps in each training
     :param learning_rate: of Adam: a number, ``"lin_0.001"`` (rl-zoo3's notation: linearly from that to 0), or a
         function of the remaining progress
@@ -55,7 +56,7 @@ class LearningCallback(PersistCallback):
         buffer_size: int = 100_000,
         batch_size: int = 256,
         learning_starts: int = 1000,
-        train_freq: int = 4,
+        train_freq: Period = 4,
         gradient_steps: int = 1,
         learning_rate: float | str | Schedule = 1e-3,
         device: str = "cpu",
@@ -64,12 +65,13 @@ class LearningCallback(PersistCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(log_path, verbose)
-        for key, value in (("batch_size", batch_size), ("train_freq", train_freq), ("gradient_steps", gradient_steps)):
+        for key, value in (("batch_size", batch_size), ("gradient_steps", gradient_steps)):
             if value < 1:
                 raise ValueError(f"{key}={value} must be at least 1")
         for key, value in (("buffer_size", buffer_size), ("learning_starts", learning_starts)):
             if value < 0:
                 raise ValueError(f"{key}={value} must not be negative")
+        self._period = make_period(train_freq, "train_freq")
         self._learning_rate = make_schedule(learning_rate)
         if not self._learning_rate(1.0) > 0.0:
             raise ValueError(f"learning_rate={learning_rate} must be positive")
@@ -108,11 +110,17 @@ class LearningCallback(PersistCallback):
         """
         return self.learner.parameters()
 
+    def _turn(self) -> bool:
+        """
+        :return: whether this is a step that ``train_freq`` names
+        """
+        return self.store.steps % self._period(self.model.num_timesteps) == 0
+
     def _due(self) -> bool:
         """
         :return: whether to train now
         """
-        return self.store.steps % self.train_freq == 0 and len(self.store) >= max(self.learning_starts, 1)
+        return self._turn() and len(self.store) >= max(self.learning_starts, 1)
 
     def _sample(self) -> Any:
         """

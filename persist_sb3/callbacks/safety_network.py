@@ -11,6 +11,7 @@ from torch.nn import functional
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.safety import SafetyNetwork
 from persist_sb3.models.spec import Floats, StateSpec
+from persist_sb3.schedules import Period
 from persist_sb3.shield.lookahead import LookAhead, trained, trainers
 from persist_sb3.shield.rollouts import RolloutVerifier
 
@@ -68,7 +69,7 @@ class SafetyNetworkCallback(LearningCallback):
         answers: int = 50_000,
         batch_size: int = 256,
         learning_starts: int = 500,
-        train_freq: int = 8,
+        train_freq: Period = 8,
         gradient_steps: int = 2,
         learning_rate: float = 1e-3,
         device: str = "cpu",
@@ -115,7 +116,7 @@ class SafetyNetworkCallback(LearningCallback):
 
     def _on_step(self) -> bool:
         transitions = self.store.read(self.locals)
-        if self.store.steps % self.train_freq == 0 and self._find_search():
+        if self._turn() and self._find_search():
             self._ask(
                 self.spec.encode(transitions.observation, transitions.internal),
                 self.spec.encode_action(transitions.executed_action),
@@ -188,7 +189,7 @@ class SafetyNetworkCallback(LearningCallback):
         self._kept += count
 
     def _due(self) -> bool:
-        return self.store.steps % self.train_freq == 0 and self._kept >= max(self.learning_starts, 1)
+        return self._turn() and self._kept >= max(self.learning_starts, 1)
 
     def _sample(self) -> Answers:
         assert self._memory is not None

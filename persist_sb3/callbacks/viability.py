@@ -15,6 +15,7 @@ from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.objectives import ObjectiveName, make_objective
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
+from persist_sb3.schedules import Period
 
 
 class ViabilityCallback(LearningCallback):
@@ -94,7 +95,7 @@ class ViabilityCallback(LearningCallback):
         buffer_size: int = 300_000,
         batch_size: int = 256,
         learning_starts: int = 1000,
-        train_freq: int = 2,
+        train_freq: Period = 2,
         gradient_steps: int = 1,
         learning_rate: float | str | Schedule = 1e-3,
         device: str = "cpu",

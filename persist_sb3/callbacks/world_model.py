@@ -19,6 +19,7 @@ from persist_sb3.models.internal import InternalModel
 from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.models.world import WorldModel
 from persist_sb3.paths import locate, parse_path
+from persist_sb3.schedules import Period
 
 Kind = Literal["gaussian", "latent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -87,7 +88,7 @@ class WorldModelCallback(DynamicsCallback):
         buffer_size: int = 100_000,
         batch_size: int = 256,
         learning_starts: int = 1000,
-        train_freq: int = 4,
+        train_freq: Period = 4,
         gradient_steps: int = 1,
         learning_rate: float = 1e-3,
         device: str = "cpu",
