@@ -83,7 +83,9 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
         return ["-params", f"vec_env_wrapper:{[MEMORY, INTERNAL, *layers]}", f"callback:{[METRICS, *callbacks]}"]
 
     alone = ["-params", f"vec_env_wrapper:{[INTERNAL]}", f"callback:{[METRICS]}", *PLAIN]
-    cautious = {name: {**parameters, **CAUTIOUS} for name, parameters in VIABILITY.items()}
+    cautious = {
+        name: {**parameters, **CAUTIOUS, "train_freq": {0: 1, 25_000: 8}} for name, parameters in VIABILITY.items()
+    }
 
     def usual(shield: dict[str, Any], critic: dict[str, Any]) -> Condition:
         layers = [HOMEOSTAT, {name: {**USUAL_SHIELD, **shield} for name in SHIELD}]
