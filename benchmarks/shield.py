@@ -64,6 +64,8 @@ CAUTIOUS = {
     "learning_rate": "lin_0.001",
 }
 
+#: What homeostasis counts for in GridLife-v0, without a shield: a quarter of it.
+MILDER = 0.5
 #: A critic that learns values and not differences, and is trusted once it has seen harm.
 USUAL = {"net_arch": [64, 64], "train_freq": 1, "augment": True}
 USUAL_SHIELD = {"threshold": 0.1, "guards": ["temp", "integrity"]}
@@ -87,19 +89,23 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
         name: {**parameters, **CAUTIOUS, "train_freq": {0: 1, 25_000: 8}} for name, parameters in VIABILITY.items()
     }
 
+    milder = {name: {**parameters, "weight": MILDER} for name, parameters in HOMEOSTAT.items()}
+
     def usual(shield: dict[str, Any], critic: dict[str, Any]) -> Condition:
-        layers = [HOMEOSTAT, {name: {**USUAL_SHIELD, **shield} for name in SHIELD}]
+        layers = [milder, {name: {**USUAL_SHIELD, **shield} for name in SHIELD}]
         return Condition(given(layers, [{name: {**USUAL, **critic} for name in VIABILITY}]), "ppo_mask")
 
     return {
         "task reward": Condition(alone),
         "task reward, memory": Condition(given([], [])),
         "homeostat": Condition(given([HOMEOSTAT], [])),
+        "milder homeostat": Condition(given([milder], [])),
         "death penalty": Condition(given([PENALTY], [])),
         "PPO-Lagrangian": Condition(given(["persist_sb3.wrappers.VecCostPenalty"], [LAGRANGE])),
-        "oracle masks": Condition(given([HOMEOSTAT, ORACLE], []), "ppo_mask"),
+        "oracle masks": Condition(given([milder, ORACLE], []), "ppo_mask"),
         "shield": Condition([]),
         "shield, masks": Condition([], "ppo_mask"),
+        "shield, masks, milder homeostat": Condition(given([milder, SHIELD], [VIABILITY]), "ppo_mask"),
         "shield, masks, usual critic": usual({}, {}),
         # All constraints, energy among them, which the shipped shield leaves to the policy.
         "shield, masks, all guarded": usual({"guards": None}, {}),
