@@ -64,7 +64,7 @@ CAUTIOUS = {
     "learning_rate": "lin_0.001",
 }
 
-#: What homeostasis counts for in GridLife-v0, without a shield: a quarter of it.
+#: Weight of homeostasis in GridLife-v0, and in the conditions that were measured with it.
 MILDER = 0.5
 #: A critic that learns values and not differences, and is trusted once it has seen harm.
 USUAL = {"net_arch": [64, 64], "train_freq": 1, "augment": True}
@@ -88,7 +88,6 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
     cautious = {
         name: {**parameters, **CAUTIOUS, "train_freq": {0: 1, 25_000: 8}} for name, parameters in VIABILITY.items()
     }
-
     milder = {name: {**parameters, "weight": MILDER} for name, parameters in HOMEOSTAT.items()}
 
     def usual(shield: dict[str, Any], critic: dict[str, Any]) -> Condition:

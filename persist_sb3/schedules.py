@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from numbers import Integral
 
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
@@ -41,12 +42,12 @@ def make_period(value: Period, name: str) -> Callable[[int], int]:
     :return: the value by time step
     :raises ValueError: if a value is below 1, or they do not begin with time step 0
     """
-    periods = value if isinstance(value, Mapping) else {0: value}
-    begins = sorted(periods)
-    whole = all(isinstance(number, int) for number in (*begins, *periods.values()))
-    if not whole or not begins or begins[0] != 0 or min(periods.values()) < 1:
+    periods = dict(value) if isinstance(value, Mapping) else {0: value}
+    whole = all(isinstance(number, Integral) for number in (*periods, *periods.values()))
+    if not whole or not periods or min(periods) != 0 or min(periods.values()) < 1:
         raise ValueError(
             f"{name}={value!r} must be at least 1, or whole numbers that are, by the time step from which they hold, "
             "the first of which is 0: {0: 1, 25_000: 4}"
         )
+    begins = sorted(periods)
     return lambda timestep: periods[begins[bisect_right(begins, timestep) - 1]]

@@ -142,9 +142,11 @@ def test_a_period_holds_until_the_next(later: dict[int, int], first: int, timest
         in_force = later.get(step, in_force)
     assert period(timestep) == in_force
     assert make_period(first, "train_freq")(timestep) == first
+    drawn: Any = np.int64(first)
+    assert make_period(drawn, "train_freq")(timestep) == first
 
 
-@pytest.mark.parametrize("value", [0, {}, {100: 1}, {0: 0}, {-1: 1, 0: 1}, {0: 1.5}, {"0": 1}])
+@pytest.mark.parametrize("value", [0, {}, {100: 1}, {0: 0}, {-1: 1, 0: 1}, {0: 1.5}, {"0": 1}, {0: 1, "9": 2}])
 def test_what_is_no_period(value: Any) -> None:
     with pytest.raises(ValueError, match=f"train_freq={re.escape(repr(value))}"):
         make_period(value, "train_freq")
