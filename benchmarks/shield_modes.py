@@ -49,6 +49,7 @@ from persist_sb3.shield import Decision, EnumeratedShield
 from persist_sb3.shield.amortised import AmortisedVerifier
 from persist_sb3.shield.lookahead import GUARDING
 from persist_sb3.shield.rollouts import Course, CriticBackup, RolloutVerifier
+from persist_sb3.shield.sketch import Sketch
 from persist_sb3.summary import wilson_interval
 from persist_sb3.wrappers import VecActionShield, VecHomeostatReward, VecInternalState
 
@@ -285,7 +286,8 @@ def main() -> None:
 
     learned = LearnedDynamics(models["world_model"], models["internal_model"])
     policy = PolicyGoesOn(model, spec, critic)
-    amortised = AmortisedVerifier(models["safety"], critic, arguments.conf)
+    sketch = Sketch(spec, learned, CriticBackup(critic), models["safety"].foresight)
+    amortised = AmortisedVerifier(models["safety"], critic, sketch, arguments.conf)
     shields = {
         "critic": EnumeratedShield(spec, critic, threshold),
         "verify": EnumeratedShield(spec, critic, threshold, verifier=search(learned)),
@@ -388,16 +390,18 @@ def compare_verdicts(
     )
     # A change too small to matter, which draws other chance.
     answers = np.array([search(everything[0] * np.float32(1.0 + 1e-6 * i), everything[1]).safe for i in range(REPEATS)])
-    answer = answers[0]
-    guesses = {
-        "itself": answers[1],
-        "its majority": answers[1:].mean(axis=0) >= 0.5,
-        "amortised": amortised(*everything).safe,
-        "critic": critic.values(states)[:, :, 0].ravel() >= threshold,
-    }
+    once, majority = answers[0], answers[1:].mean(axis=0) >= 0.5
+    network = amortised(*everything).safe
+    judged = critic.values(states)[:, :, 0].ravel() >= threshold
     return {
-        "rejected by the search": float((~answer).mean()),
-        **{f"verdicts: {name}": compare(answer, guess) for name, guess in guesses.items()},
+        "rejected by the search": float((~once).mean()),
+        "verdicts: itself": compare(once, answers[1]),
+        "verdicts: its majority": compare(once, majority),
+        "verdicts: amortised": compare(once, network),
+        "verdicts: critic": compare(once, judged),
+        "verdicts: asked once, against its majority": compare(majority, once),
+        "verdicts: amortised, against its majority": compare(majority, network),
+        "verdicts: critic, against its majority": compare(majority, judged),
     }
 
 

@@ -48,9 +48,8 @@ def trackio(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], int |
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No network, no place outside of a folder of this test, and nothing that was loaded before it."""
+    """No network, and no place outside of a folder of this test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("persist_sb3.state._last_loaded", None)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(sys, "argv", ["persist-sb3"])
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
@@ -146,7 +145,6 @@ def test_yaml_blocks_are_parts_of_a_hyperparameter_file(
 ) -> None:
     """In the place of what the shipped entry says, and trained: each class that they name is there."""
     monkeypatch.chdir(demonstrations)
-    monkeypatch.setattr("persist_sb3.state._last_loaded", None)
     place = PLACE.match(block.text)
     assert place is not None
     algo, env_id = place.groups()
@@ -170,9 +168,7 @@ def test_yaml_blocks_are_parts_of_a_hyperparameter_file(
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yml")), ids=lambda path: path.name)
-def test_examples_make_an_environment(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What an earlier test has loaded is not what a shield of this example was trained with.
-    monkeypatch.setattr("persist_sb3.state._last_loaded", None)
+def test_examples_make_an_environment(example: Path) -> None:
     env = PersistConfig.from_yaml(example).make_env()
     env.reset(seed=0)
     assert "homeo" in env.step(env.action_space.sample())[4]["reward_terms"]

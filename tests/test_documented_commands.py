@@ -117,7 +117,6 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delitem(sys.modules, "rover", raising=False)
     monkeypatch.delitem(gym.registry, "Rover-v0", raising=False)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr("persist_sb3.state._last_loaded", None)
     return tmp_path
 
 

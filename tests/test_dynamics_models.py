@@ -201,10 +201,11 @@ def test_samples_have_the_predicted_moments(kind: Any) -> None:
     np.testing.assert_allclose(sample.var(axis=0), var, rtol=0.15, atol=1e-3)
 
 
-def test_each_row_is_imagined_by_its_own_member() -> None:
+@pytest.mark.parametrize("drawn", [True, False], ids=["one each", "the same"])
+def test_each_row_is_imagined_by_its_own_member(drawn: bool) -> None:
     model, state, action, _ = untrained(InternalModel)
     model.heads.low[:], model.heads.high[:] = -np.inf, np.inf
-    members = np.random.default_rng(1).integers(3, size=len(state))
+    members = np.random.default_rng(1).integers(3, size=len(state)) if drawn else np.full(len(state), 2)
     mean, _ = model.moments(state, action)
     expected = mean[members, np.arange(len(state))]
     np.testing.assert_allclose(model.sample(state, action, members, None), expected, rtol=1e-4, atol=1e-5)

@@ -11,12 +11,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.draws import Noise
+from persist_sb3.models.safety import SafetyNetwork
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield import EnumeratedShield
+from persist_sb3.shield.amortised import AmortisedVerifier
 from persist_sb3.shield.criteria import cvar
 from persist_sb3.shield.decision import NONE
 from persist_sb3.shield.rollouts import CriticBackup, PolicyBackup, RolloutVerifier
+from persist_sb3.shield.sketch import Sketch
 from persist_sb3.viability import ViabilitySet
 
 Floats = NDArray[np.float32]
@@ -208,6 +211,40 @@ def test_dynamics_that_fail_are_not_trusted() -> None:
         verifier = RolloutVerifier(PLACE, Broken(), CriticBackup(critic_that_likes(1, 0.9)), criterion=criterion)
         verdict = verifier(state_of(2.0), stay)
         assert not verdict.safe[0] and verdict.p_safe[0] == 0.0 and np.isnan(verdict.score[0])
+
+
+def test_a_sketch_outlines_one_future_without_chance() -> None:
+    # From place 3: right, then left, as the critic likes it, so 4, 3, 2. Margins of both limits are scaled by 2.
+    right = PLACE.encode_action(np.array([2]))
+    critic = CriticBackup(critic_that_likes(0, 0.5))
+    margins, values = [[2.0, 0.0], [1.5, 0.5], [1.0, 1.0]], [0.5, 1.0, 0.5]
+    outline = Sketch(PLACE, Drive(), critic, 3)(state_of(3.0), right)
+    np.testing.assert_allclose(outline, [np.concatenate([[*margin, *values] for margin in margins])])
+    # A policy has no values. Chance would win or lose the whole purse.
+    outline = Sketch(PURSE, Likeliest(), HOLD, 2)(state_of([1.0, 2.0]), np.repeat(COIN, 2, axis=0))
+    np.testing.assert_allclose(outline, [[0.375, 0.625], [0.625, 0.875]])
+
+
+class Likeliest(Drive):
+    """One more, unless chance is drawn."""
+
+    def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
+        assert noise is None and not members.any()
+        return state + np.array([0.0, 1.0], dtype=np.float32)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_a_network_says_of_a_sketch_that_failed_is_not_trusted(failing: bool) -> None:
+    class Broken(Drive):
+        def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
+            return np.full_like(state, np.nan)
+
+    critic, network = critic_that_likes(1, 0.9), SafetyNetwork(PLACE, valued=True, foresight=1)
+    with torch.no_grad():
+        network.network.biases[-1].fill_(10.0)
+    sketch = Sketch(PLACE, Broken() if failing else Drive(), CriticBackup(critic), 1)
+    verdict = AmortisedVerifier(network, critic, sketch, 0.9)(state_of(2.0), PLACE.encode_action(np.array([1])))
+    assert verdict.safe[0] != failing and np.isnan(verdict.score[0]) == failing
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,8 @@ def test_parameters() -> None:
             SafetyNetworkCallback(**dict[str, Any]({key: 0}))
     with pytest.raises(ValueError, match="min_updates=-1"):
         SafetyNetworkCallback(min_updates=-1)
+    with pytest.raises(ValueError, match="foresight=0"):
+        SafetyNetworkCallback(foresight=0)
 
 
 def test_the_callback_without_a_shield() -> None:
@@ -224,11 +226,12 @@ def test_the_network_learns_what_the_search_says(kind: str, tmp_path: Path) -> N
     state = spec.encode(np.stack([battery, internal[:, 1], time, -battery], axis=1).astype(np.float32), internal)
     if kind == "box":
         action = generator.uniform(-1.0, 1.0, (400, 2)).astype(np.float32)
-        inputs = network.inputs(state, action, None)
-        truth, guess = stays_inside(battery, np.abs(action).sum(axis=1)), network.p_safe(inputs)[:, 0]
+        effort = np.abs(action).sum(axis=1)
     else:
-        inputs = network.inputs(state, None, None)
-        truth, guess = stays_inside(battery[:, None], np.arange(3)), network.p_safe(inputs)
+        effort = generator.integers(3, size=400)
+        action = spec.encode_action(effort)
+    inputs = network.inputs(state, action, None, venv.layer.lookahead.sketch(spec, {}, 2)(state, action))
+    truth, guess = stays_inside(battery, effort), network.p_safe(inputs)
     assert 0.2 < truth.mean() < 0.9
     assert ((guess >= 0.9) == truth).mean() > 0.85
 
@@ -250,8 +253,9 @@ def test_a_network_that_is_told_the_values_says_what_a_search_with_the_critic_do
     model.learn(64 * 8 * 8, callback=[critic, SafetyNetworkCallback(gradient_steps=4, min_updates=100, **small)])
     network: Any = model.persist.parts["safety"]  # type: ignore[attr-defined]
     assert network.valued
-    # Without the state: values of three actions, overall and of the one constraint.
-    assert network.standardizer.mean.shape == ((4 + 2) + 2 + 2 if kind == "box" else 3 * 2,)
+    # Without the state: the action's value, overall and of the one constraint, and after each of two steps the margin
+    # and these again.
+    assert network.standardizer.mean.shape == (2 + 2 * 3,)
     assert float(network.agreement) > 0.9
 
 
@@ -262,9 +266,10 @@ def test_numpy_and_torch_agree(kind: str, valued: bool) -> None:
     network = SafetyNetwork(spec, valued=valued)
     generator = np.random.default_rng(0)
     state = generator.normal(size=(9, spec.state_dim)).astype(np.float32)
-    action = generator.uniform(-1, 1, (9, 2)).astype(np.float32)
-    values = generator.normal(size=(9, 2) if kind == "box" else (9, 3, 2)).astype(np.float32)
-    inputs = network.inputs(state, action, values if valued else None)
+    action = generator.uniform(-1, 1, (9, spec.action_dim)).astype(np.float32)
+    values = generator.normal(size=(9, 2)).astype(np.float32)
+    outline = generator.normal(size=(9, 2 * (3 if valued else 1))).astype(np.float32)
+    inputs = network.inputs(state, action, values if valued else None, outline)
     with torch.no_grad():
         logits = network(torch.as_tensor(inputs))
     np.testing.assert_allclose(network.p_safe(inputs), logits.sigmoid().numpy(), atol=1e-6)

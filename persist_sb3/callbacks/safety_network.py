@@ -14,6 +14,7 @@ from persist_sb3.models.spec import Floats, StateSpec
 from persist_sb3.schedules import Period
 from persist_sb3.shield.lookahead import LookAhead, trained, trainers
 from persist_sb3.shield.rollouts import RolloutVerifier
+from persist_sb3.shield.sketch import Sketch
 
 #: Box actions that the search is asked about in each state, the executed one included.
 ASKED = 5
@@ -26,7 +27,7 @@ class Answers(NamedTuple):
     """What the search said, ``b`` times."""
 
     inputs: Floats  # what the network saw, (b, I)
-    p_safe: Floats  # of every enumerable action, (b, k), else (b, 1)
+    p_safe: Floats  # (b,)
 
 
 class SafetyNetworkCallback(LearningCallback):
@@ -34,9 +35,10 @@ class SafetyNetworkCallback(LearningCallback):
     Trains a :class:`~persist_sb3.models.safety.SafetyNetwork` on the answers of the search that
     :class:`~persist_sb3.wrappers.ActionShield` is set to (its ``horizon``, ``rollouts``, ``dynamics``, ``backup``):
     every ``train_freq`` steps the search is asked about all actions in the states at hand, those that the shielded
-    policy comes to (DAgger: Ross, Gordon & Bagnell, AISTATS 2011). Where no ``backup`` is given, the search goes on
-    with the critic, and the network is told the critic's values. The models that the search takes must be trained by
-    their own callbacks; until they are, it is not asked.
+    policy comes to (DAgger: Ross, Gordon & Bagnell, AISTATS 2011). The network sees the outline of the search, one
+    future of ``foresight`` steps without chance, and where no ``backup`` is given, so that the search goes on with the
+    critic, what the critic says along it. The models that the search takes must be trained by their own callbacks;
+    until they are, it is not asked.
 
     Each answer is a test first. Of those since the last rollout it logs, under ``persist/safety/``: ``agreement``
     (share of verdicts that are the same), ``false_safe`` (of the actions that the network passes, the share that the
@@ -44,8 +46,10 @@ class SafetyNetworkCallback(LearningCallback):
     are rare nearly all verdicts agree, and this is what counts), and ``loss``.
 
     :param net_arch: sizes of the hidden layers
+    :param foresight: steps of the outline. More of them say more of what the search would find, and cost more to judge
+        an action
     :param min_updates: gradient steps of the search's models before it is asked
-    :param answers: how many are kept to learn from, the newer ones more often
+    :param answers: how many are kept to learn from, each about an action, the newer ones more often
     :param batch_size: answers in a gradient step
     :param learning_starts: answers collected before the first gradient step
     :param train_freq: steps of the vectorised environment between two questions, and trainings
@@ -64,9 +68,10 @@ class SafetyNetworkCallback(LearningCallback):
 
     def __init__(
         self,
-        net_arch: Sequence[int] = (128, 128),
+        net_arch: Sequence[int] = (64, 64),
+        foresight: int = 2,
         min_updates: int = 500,
-        answers: int = 50_000,
+        answers: int = 100_000,
         batch_size: int = 256,
         learning_starts: int = 500,
         train_freq: Period = 8,
@@ -89,16 +94,19 @@ class SafetyNetworkCallback(LearningCallback):
             log_path,
             verbose,
         )
+        if foresight < 1:
+            raise ValueError(f"foresight={foresight} must be at least 1")
         if answers < 1:
             raise ValueError(f"answers={answers} must be at least 1")
         if min_updates < 0:
             raise ValueError(f"min_updates={min_updates} must not be negative")
         self.net_arch = net_arch
+        self.foresight = foresight
         self.answers = answers
         self.min_updates = min_updates
 
     def _make(self, spec: StateSpec) -> SafetyNetwork:
-        return SafetyNetwork(spec, self.net_arch, valued=self._lookahead.backup is None)
+        return SafetyNetwork(spec, self.net_arch, self._lookahead.backup is None, self.foresight)
 
     def _on_training_start(self) -> None:
         try:
@@ -110,6 +118,7 @@ class SafetyNetworkCallback(LearningCallback):
             ) from error
         super()._on_training_start()
         self._search: RolloutVerifier | None = None
+        self._sketch: Sketch | None = None
         self._memory: Answers | None = None
         self._kept = 0
         self._tests = np.zeros(5)
@@ -138,6 +147,7 @@ class SafetyNetworkCallback(LearningCallback):
             )
         if self._search is None:
             self._search = self._lookahead.verifier(self.spec, models)
+            self._sketch = self._lookahead.sketch(self.spec, models, self.foresight)
         return trained((models[name] for name in needed), self.min_updates)
 
     def _ask(self, state: Floats, executed: Floats) -> None:
@@ -147,21 +157,24 @@ class SafetyNetworkCallback(LearningCallback):
         :param state: ``(n, D)``
         :param executed: encoded, ``(n, A)``
         """
-        assert self._search is not None
+        assert self._search is not None and self._sketch is not None
         network = self.actor
         critic: Any = self.state.bundle()["viability"] if network.valued else None
+        values: Floats | None = None
         if self.spec.continuous:
             others = self.generator.uniform(-1.0, 1.0, (len(state), ASKED - 1, executed.shape[1])).astype(np.float32)
             action = np.concatenate([executed[:, None], others], axis=1).reshape(-1, executed.shape[1])
             state = np.repeat(state, ASKED, axis=0)
-            values = None if critic is None else critic.action_values(state, action)
-            p_safe = self._search(state, action).p_safe[:, None]
+            if critic is not None:
+                values = critic.action_values(state, action)
         else:
-            action, every = executed, self.spec.encode_action(self.spec.actions)
-            values = None if critic is None else critic.values(state)
-            verdict = self._search(np.repeat(state, len(every), axis=0), np.tile(every, (len(state), 1)))
-            p_safe = verdict.p_safe.reshape(len(state), -1)
-        answers = Answers(network.inputs(state, action, values), p_safe)
+            every = self.spec.encode_action(self.spec.actions)
+            if critic is not None:
+                values = critic.values(state).reshape(len(state) * len(every), -1)
+            action = np.tile(every, (len(state), 1))
+            state = np.repeat(state, len(every), axis=0)
+        inputs = network.inputs(state, action, values, self._sketch(state, action))
+        answers = Answers(inputs, self._search(state, action).p_safe)
         guess = network.p_safe(answers.inputs)
         if self.updates:
             self._test(guess >= self._lookahead.conf, answers.p_safe >= self._lookahead.conf)
@@ -169,8 +182,8 @@ class SafetyNetworkCallback(LearningCallback):
 
     def _test(self, passed: NDArray[np.bool_], safe: NDArray[np.bool_]) -> None:
         """
-        :param passed: which actions the network passes, ``(b, k)``
-        :param safe: which the search passes, ``(b, k)``
+        :param passed: which actions the network passes, ``(b,)``
+        :param safe: which the search passes, ``(b,)``
         """
         same = passed == safe
         self._tests += [same.sum(), same.size, (passed & ~safe).sum(), passed.sum(), (~safe).sum()]

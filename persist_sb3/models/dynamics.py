@@ -182,6 +182,9 @@ class DynamicsModel(PredictiveModel):
         :return: ``(n, outputs)``
         """
         counts = np.bincount(members, minlength=self.members)
+        first = int(counts.argmax())
+        if counts[first] == len(members):
+            return self._fast(inputs, slice(first, first + 1))[0]
         order = np.argsort(members, kind="stable")
         place = np.empty_like(order)
         place[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)

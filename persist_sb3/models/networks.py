@@ -25,6 +25,8 @@ NORM_FLOOR = 1e-4
 
 _LOW, _ZERO, _HIGH = map(constant, (-CLIP, 0.0, CLIP))
 
+_ALL = slice(None)
+
 
 class Statistics(nn.Module):
     """Base of what is measured, and not trained. It moves to another device in place, as parameters do."""
@@ -261,17 +263,18 @@ class NumpyEnsemble:
         self._weights = Views(*ensemble.weights)
         self._biases = Prepared(_for_rows, *ensemble.biases)
 
-    def __call__(self, x: Floats) -> Floats:
+    def __call__(self, x: Floats, members: slice = _ALL) -> Floats:
         """
         :param x: ``(n, inputs)``, or ``(e, n, inputs)``
+        :param members: which of the ``e`` to evaluate. Default: all
         :return: ``(e, n, outputs)``
         """
         biases = self._biases(few(x.shape[-2]))
         for depth, weight in enumerate(self._weights()):
             if depth:
                 np.maximum(x, _ZERO, out=x)
-            x = np.matmul(x, weight)
-            x += biases[depth]
+            x = np.matmul(x, weight[members])
+            x += biases[depth][members]
         return x
 
 

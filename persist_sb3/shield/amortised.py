@@ -7,6 +7,7 @@ from persist_sb3.models.safety import SafetyNetwork
 from persist_sb3.models.spec import Floats
 from persist_sb3.models.viability import ViabilityCritic
 from persist_sb3.shield.decision import Verdict
+from persist_sb3.shield.sketch import Sketch
 
 
 class AmortisedVerifier:
@@ -16,29 +17,29 @@ class AmortisedVerifier:
 
     :param network: learned from a search
     :param critic: values actions
+    :param sketch: outlines what the search would imagine
     :param conf: least ``p_safe`` of an action that passes
     """
 
-    def __init__(self, network: SafetyNetwork, critic: ViabilityCritic, conf: float) -> None:
+    def __init__(self, network: SafetyNetwork, critic: ViabilityCritic, sketch: Sketch, conf: float) -> None:
         self._network = network
         self._critic = critic
+        self._sketch = sketch
         self.conf = conf
 
     def __call__(self, state: Floats, action: Floats) -> Verdict:
         """
         :param state: ``(r, D)``
         :param action: encoded, ``(r, A)``
-        :return: ``r`` rows
+        :return: ``r`` rows. Where a model failed ``score`` is NaN
         """
         network, spec = self._network, self._network.spec
         if spec.continuous:
             values = self._critic.action_values(state, action)
-            p_safe = network.p_safe(network.inputs(state, action, values))[:, 0]
         else:
-            everything = self._critic.values(state)
-            chosen = np.arange(len(state)), spec.index(unflatten(spec.action_space, action))
-            p_safe = network.p_safe(network.inputs(state, action, everything))[chosen]
-            values = everything[chosen]
+            values = self._critic.values(state)[np.arange(len(state)), spec.index(unflatten(spec.action_space, action))]
+        p_safe = network.p_safe(network.inputs(state, action, values, self._sketch(state, action)))
         verdict = Verdict.by_critic(values, -np.inf)
         verdict.p_safe, verdict.safe = p_safe, p_safe >= self.conf
+        verdict.score = np.where(np.isnan(p_safe), np.float32(np.nan), verdict.score)
         return verdict

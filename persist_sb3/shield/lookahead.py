@@ -12,7 +12,8 @@ from persist_sb3.models.imagination import Dynamics, KnownDynamics, learned
 from persist_sb3.models.latent import LatentModel
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.shield.criteria import Criterion
-from persist_sb3.shield.rollouts import CriticBackup, Policy, PolicyBackup, RolloutVerifier, check_search
+from persist_sb3.shield.rollouts import Backup, CriticBackup, Policy, PolicyBackup, RolloutVerifier, check_search
+from persist_sb3.shield.sketch import Sketch
 
 Mode = Literal["critic", "verify", "search", "amortised"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -79,12 +80,29 @@ class LookAhead:
         :param models: by name; those that it :meth:`needs` are there
         :return: what judges actions
         """
-        dynamics = find_dynamics(spec, self.dynamics, models)
-        backup = CriticBackup(models["viability"]) if self.backup is None else PolicyBackup(spec, self.backup)
+        parts = self._parts(spec, models)
         belief = BeliefColumns.find(spec, self.belief) if self.belief else None
         return RolloutVerifier(
-            spec, dynamics, backup, self.conf, self.horizon, self.rollouts, self.criterion, self.threshold, belief
+            spec, *parts, self.conf, self.horizon, self.rollouts, self.criterion, self.threshold, belief
         )
+
+    def sketch(self, spec: StateSpec, models: Mapping[str, Any], steps: int) -> Sketch:
+        """
+        :param spec: the environment's state and actions
+        :param models: by name; those that it :meth:`needs` are there
+        :param steps: how many
+        :return: outlines what :meth:`verifier` would imagine
+        """
+        return Sketch(spec, *self._parts(spec, models), steps)
+
+    def _parts(self, spec: StateSpec, models: Mapping[str, Any]) -> tuple[Dynamics, Backup]:
+        """
+        :param spec: the environment's state and actions
+        :param models: by name
+        :return: how the state goes on, and what the agent does there
+        """
+        dynamics = find_dynamics(spec, self.dynamics, models)
+        return dynamics, CriticBackup(models["viability"]) if self.backup is None else PolicyBackup(spec, self.backup)
 
 
 def check_dynamics(known: Any) -> None:

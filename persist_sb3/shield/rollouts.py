@@ -26,8 +26,7 @@ class Course(NamedTuple):
     """What the agent does in ``r`` states, and how that ends."""
 
     action: Floats  # encoded, (r, A)
-    value: Floats | None  # least scaled margin from here on, (r,); None if that is not known
-    constraint: NDArray[np.intp] | None  # the one it is about, (r,)
+    values: Floats | None  # least scaled margin from here on, overall and by constraint, (r, 1 + m); None if not known
 
 
 class Backup(Protocol):
@@ -60,7 +59,7 @@ class CriticBackup:
             everything = self._critic.values(state)
             best = everything[:, :, 0].argmax(axis=1)
             action, values = self._encoded[best], everything[np.arange(len(state)), best]
-        return Course(action, values[:, 0], values[:, 1:].argmin(axis=1))
+        return Course(action, values)
 
 
 class PolicyBackup:
@@ -80,7 +79,7 @@ class PolicyBackup:
     def __call__(self, state: Floats) -> Course:
         observation, internal = np.split(state, [self._spec.observation_dim], axis=1)
         action = self._policy(unflatten(self._spec.observation_space, observation), internal)
-        return Course(self._spec.encode_action(action), None, None)
+        return Course(self._spec.encode_action(action), None)
 
 
 class Futures(NamedTuple):
@@ -197,11 +196,12 @@ class RolloutVerifier:
             course = self._backup(state)
             action = course.action
         slack = least - np.float32(self.limit)
-        if course.value is not None and course.constraint is not None:
-            value = np.nan_to_num(course.value, nan=UNFORESEEABLE)
+        if course.values is not None:
+            value = np.nan_to_num(course.values[:, 0], nan=UNFORESEEABLE)
             slack = np.minimum(slack, value - self.threshold)
             closer = (value < least) & (step == NONE)
-            least, constraint = np.where(closer, value, least), np.where(closer, course.constraint, constraint)
+            about = course.values[:, 1:].argmin(axis=1)
+            least, constraint = np.where(closer, value, least), np.where(closer, about, constraint)
         least = np.where(least == UNFORESEEABLE, np.nan, least)
         return Futures(slack.reshape(-1, k), least.reshape(-1, k), constraint.reshape(-1, k), step.reshape(-1, k))
 

@@ -268,7 +268,7 @@ class ActionShieldLayer(InterveningLayer):
         if self.mode == "critic":
             return ("viability",)
         if self.mode == "amortised":
-            return ("viability", "safety")
+            return tuple(dict.fromkeys(("viability", *search, "safety")))
         if self.mode == "search" and not self.spec.continuous:
             return search
         return tuple(dict.fromkeys(("viability", *search)))
@@ -304,7 +304,9 @@ class ActionShieldLayer(InterveningLayer):
         if self.mode == "critic":
             return self._make(None, self.band, critic)
         if self.mode == "amortised":
-            self._verifier = AmortisedVerifier(models["safety"], critic, search.conf)
+            network: SafetyNetwork = models["safety"]
+            sketch = search.sketch(self.spec, models, network.foresight)
+            self._verifier = AmortisedVerifier(network, critic, sketch, search.conf)
             return self._make(self._verifier, np.inf, critic)
         self._verifier = search.verifier(self.spec, models)
         return self._make(self._verifier, self.band if self.mode == "verify" else np.inf, critic)
