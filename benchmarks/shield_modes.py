@@ -63,10 +63,11 @@ ENVS = 20
 STATES, REPEATS = 1000, 10
 
 
-def train(timesteps: int, shielded: bool) -> PPO:
+def train(timesteps: int, shielded: bool, foresight: int) -> PPO:
     """
     :param timesteps: of the agent, and of the transitions that its models learn from
     :param shielded: whether the shield acts, guarding :data:`GUARDS`
+    :param foresight: of the safety network, in steps
     :return: the agent, its models in ``model.persist``
     """
     venv = VecInternalState(GridLifeVecEnv(8, flat=True, scent=True))
@@ -81,7 +82,7 @@ def train(timesteps: int, shielded: bool) -> PPO:
         ViabilityCallback(train_freq=1),
         InternalModelCallback(train_freq=2),
         WorldModelCallback(train_freq=2),
-        SafetyNetworkCallback(train_freq=8, gradient_steps=4),
+        SafetyNetworkCallback(foresight=foresight, train_freq=8, gradient_steps=4),
     ]
     model.learn(timesteps, callback=callbacks)
     return model
@@ -252,6 +253,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=5)
     parser.add_argument("--rollouts", type=int, default=16)
     parser.add_argument("--conf", type=float, default=0.9)
+    parser.add_argument("--foresight", type=int, default=2, help="steps that the safety network looks ahead")
     parser.add_argument("--threshold", type=float, default=0.2)
     parser.add_argument("--shielded", action="store_true", help="train under the amortised shield")
     parser.add_argument("--modes", nargs="+", help="rows of the table to measure. Default: all")
@@ -264,7 +266,7 @@ def main() -> None:
     if arguments.agent is not None and arguments.agent.is_file():
         model = PPO.load(arguments.agent, device="cpu")
     else:
-        model = train(arguments.timesteps, arguments.shielded)
+        model = train(arguments.timesteps, arguments.shielded, arguments.foresight)
         if arguments.agent is not None:
             model.save(arguments.agent)
     venv = GridLifeVecEnv(1, flat=True, scent=True)
