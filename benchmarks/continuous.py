@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.agents import evaluate_run
 from benchmarks.kept import save, saved
 from persist_sb3 import hyperparams, plots
 from persist_sb3.evaluation import evaluate
@@ -63,13 +64,31 @@ class Task:
     further: Further | None = None
 
 
+def alive(run: Run, trained: list[EpisodeRecord], tests: list[EpisodeRecord]) -> Figures:
+    """
+    :param run: on GridLife, where a violation ends the episode
+    :param trained: its training episodes
+    :param tests: its test episodes
+    :return: what its tasks of other lengths have no use for
+    """
+    steps = sum(episode.length for episode in tests)
+    found = {
+        "violations in training": float(violations(trained)),
+        "task return in 512 steps alive": 512.0 * sum(episode.task_return for episode in tests) / steps,
+    }
+    if any(episode.interventions is not None for episode in tests):
+        off = evaluate_run(run.folder, len(tests), shield=False)
+        found["episodes without a violation, shield off"] = float(np.mean([episode.survived for episode in off]))
+    return found
+
+
 TASKS = {
     "CartPole-v1": Task("ppo", 30_000),
     "Pendulum-v1": Task("sac", 20_100),
     # Its policy is sampled in training, and so it is in the test.
     "GridLifeContinuous-v0": Task("ppo", 100_000, deterministic=False),
     # Shipped with every layer there is.
-    "GridLifeContinuousScent-v0": Task("sac", 100_000, deterministic=False),
+    "GridLifeContinuousScent-v0": Task("sac", 300_000, deterministic=False, further=alive),
 }
 
 

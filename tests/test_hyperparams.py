@@ -83,24 +83,26 @@ def test_default_has_no_layers(algo: str) -> None:
 )
 def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: set[str]) -> None:
     """
-    But where an agent remembers: there death costs more, and the shield leaves energy to the policy, for which
-    homeostasis then counts more, judges early by what its critic learned of differences from the margins at hand, and
-    is less strict. The critic learns most often in the beginning.
+    But where an agent remembers: there the shield leaves energy to the policy, judges early by what its critic learned
+    of differences from the margins at hand, and is less strict. The critic learns most often in the beginning.
+    On-policy, death costs more then, and under a shield homeostasis counts more.
     """
-    entries = [hyperparams.load(algo)[env_id] for algo, env_id in ENTRIES if env_id in env_ids]
-    plain = next(entry for entry in entries if MEMORY not in entry["vec_env_wrapper"])
+    entries = [(algo, hyperparams.load(algo)[env_id]) for algo, env_id in ENTRIES if env_id in env_ids]
+    plain = next(entry for _, entry in entries if MEMORY not in entry["vec_env_wrapper"])
     tuned = copy.deepcopy(plain)
     for layer in tuned["vec_env_wrapper"]:
-        if HOMEOSTAT in layer:
-            layer[HOMEOSTAT] |= {"death_penalty": 160.0, "weight": 2.0 if SHIELD in str(tuned) else 0.5}
-        elif SHIELD in layer:
+        if SHIELD in layer:
             layer[SHIELD] |= {"threshold": 0.05, "min_updates": 50, "guards": ["temp", "integrity"]}
     tuned["vec_env_wrapper"].insert(0, MEMORY)
     for callback in tuned["callback"] if SHIELD in str(tuned) else ():
         if VIABILITY in callback:
             callback[VIABILITY] |= {"residual": True, "learning_starts": 64, "train_freq": {0: 1, 25_000: 4}}
-    for entry in entries:
-        expected = tuned if MEMORY in entry["vec_env_wrapper"] else plain
+    on_policy = copy.deepcopy(tuned)
+    for layer in on_policy["vec_env_wrapper"]:
+        if HOMEOSTAT in layer:
+            layer[HOMEOSTAT] |= {"death_penalty": 160.0, "weight": 2.0 if SHIELD in str(tuned) else 0.5}
+    for algo, entry in entries:
+        expected = plain if MEMORY not in entry["vec_env_wrapper"] else tuned if algo == "sac" else on_policy
         assert {key: entry[key] for key in LAYERS} == {key: expected[key] for key in LAYERS}
 
 
