@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
-from persist_sb3 import hyperparams
+from persist_sb3 import hyperparams, zoo
 from persist_sb3.buffers import Demonstrations
 from persist_sb3.config import PersistConfig
 from persist_sb3.envs.vector import GridLifeVecEnv
@@ -145,6 +145,7 @@ def test_yaml_blocks_are_parts_of_a_hyperparameter_file(
 ) -> None:
     """In the place of what the shipped entry says, and trained: each class that they name is there."""
     monkeypatch.chdir(demonstrations)
+    zoo.register_ppo_mask()
     place = PLACE.match(block.text)
     assert place is not None
     algo, env_id = place.groups()
