@@ -8,6 +8,7 @@ Agents that are there already are not trained again, so the benchmark can be int
 
     python -m benchmarks.continuous                               # 3 seeds of all
     python -m benchmarks.continuous --only GridLifeContinuousScent-v0
+    python -m benchmarks.continuous --only GridLifeContinuousScent-v0 --conditions memory
     python -m benchmarks.continuous --seeds 1 --fraction 0.4      # a quick look
     python -m benchmarks.continuous --seeds 3 --first-seed 2      # one more agent than there are results of
 """
@@ -38,7 +39,12 @@ from persist_sb3.train import train
 HOMEOSTAT = "persist_sb3.wrappers.VecHomeostatReward"
 SHIELD = "persist_sb3.wrappers.VecActionShield"
 CRITIC = "persist_sb3.callbacks.ViabilityCallback"
+MEMORY = "persist_sb3.wrappers.VecSpatialMemory"
 CONDITIONS = ("bare SB3", "homeostat", "homeostat + shield")
+#: Where the entry has a memory, which bare SB3 has not: what memory and equivariant networks do alone.
+ALONE = "memory"
+#: For ``train.py`` after its ``-params``: SB3's own networks in the place of equivariant ones.
+PLAIN = ["policy:'MultiInputPolicy'", "policy_kwargs:dict(net_arch=[128, 128])"]
 
 Figures = dict[str, float]
 #: Further figures of an agent: from its run, its training episodes and its test episodes.
@@ -96,7 +102,7 @@ def options(env_id: str, task: Task, condition: str) -> list[str]:
     """
     :param env_id: environment
     :param task: its algorithm
-    :param condition: one of ``CONDITIONS``
+    :param condition: one of ``CONDITIONS``, or ``ALONE``
     :return: what ``train.py`` is told
     """
     given = [] if task.package is None else ["--gym-packages", task.package]
@@ -108,12 +114,17 @@ def options(env_id: str, task: Task, condition: str) -> list[str]:
         return given
     layers, callbacks = entry["vec_env_wrapper"], entry["callback"]
     layers = [layer for layer in layers if name_of(layer) != SHIELD]
+    remembers = MEMORY in map(name_of, layers)
     if condition != "homeostat":
         layers = [unseen(layer) for layer in layers if name_of(layer) != HOMEOSTAT]
-    if apart:
-        return [*given, "-params", f"vec_env_wrapper:{layers}"]
-    callbacks = [callback for callback in callbacks if name_of(callback) != CRITIC]
-    return [*given, "-params", f"vec_env_wrapper:{layers}", f"callback:{callbacks}"]
+    if condition == "bare SB3":
+        layers = [layer for layer in layers if name_of(layer) != MEMORY]
+    changed = [f"vec_env_wrapper:{layers}"]
+    if not apart:
+        changed.append(f"callback:{[callback for callback in callbacks if name_of(callback) != CRITIC]}")
+    if condition == "bare SB3" and remembers:
+        changed += PLAIN
+    return [*given, "-params", *changed]
 
 
 def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, logs: Path) -> Path:
@@ -253,7 +264,7 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="those before it are in the results")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the steps of each environment")
     parser.add_argument("--only", choices=tasks, action="append", help="environments. Default: all")
-    parser.add_argument("--conditions", choices=CONDITIONS, nargs="+", default=CONDITIONS, metavar="NAME")
+    parser.add_argument("--conditions", choices=(*CONDITIONS, ALONE), nargs="+", default=CONDITIONS, metavar="NAME")
     parser.add_argument("--episodes", type=int, default=50, help="test episodes an agent")
     parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/problems"), help="where the runs are kept")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
@@ -297,7 +308,7 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
         if (before.get("timesteps"), before.get("episodes")) == (steps, own.episodes):
             # Those that were left out this time.
             everything = {**before["conditions"], **conditions}
-            conditions = {name: everything[name] for name in CONDITIONS if name in everything}
+            conditions = {name: everything[name] for name in (*CONDITIONS, ALONE) if name in everything}
         results[env_id] = {"algo": task.algo, "timesteps": steps, "episodes": own.episodes, "conditions": conditions}
     save(results, file)
     draw({env_id: results[env_id] for env_id in tasks if env_id in results}, own.output / f"{output}.png")
