@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.agents import evaluate_run
+from benchmarks.agents import evaluate_run, figures
 from benchmarks.kept import save, saved
 from persist_sb3 import hyperparams, plots
 from persist_sb3.evaluation import evaluate
@@ -43,8 +43,7 @@ MEMORY = "persist_sb3.wrappers.VecSpatialMemory"
 CONDITIONS = ("bare SB3", "homeostat", "homeostat + shield")
 #: Where the entry has a memory, which bare SB3 has not: what memory and equivariant networks do alone.
 ALONE = "memory"
-#: For ``train.py`` after its ``-params``: SB3's own networks in the place of equivariant ones.
-PLAIN = ["policy:'MultiInputPolicy'", "policy_kwargs:dict(net_arch=[128, 128])"]
+ALL = (*CONDITIONS, ALONE)
 
 Figures = dict[str, float]
 #: Further figures of an agent: from its run, its training episodes and its test episodes.
@@ -75,13 +74,10 @@ def alive(run: Run, trained: list[EpisodeRecord], tests: list[EpisodeRecord]) ->
     :param run: on GridLife, where a violation ends the episode
     :param trained: its training episodes
     :param tests: its test episodes
-    :return: what its tasks of other lengths have no use for
+    :return: what else is told of agents on GridLife
     """
-    steps = sum(episode.length for episode in tests)
-    found = {
-        "violations in training": float(violations(trained)),
-        "task return in 512 steps alive": 512.0 * sum(episode.task_return for episode in tests) / steps,
-    }
+    everything = figures(tests, trained)
+    found = {name: everything[name] for name in ("violations while training", "task return in 512 steps alive")}
     if any(episode.interventions is not None for episode in tests):
         off = evaluate_run(run.folder, len(tests), shield=False)
         found["episodes without a violation, shield off"] = float(np.mean([episode.survived for episode in off]))
@@ -102,7 +98,7 @@ def options(env_id: str, task: Task, condition: str) -> list[str]:
     """
     :param env_id: environment
     :param task: its algorithm
-    :param condition: one of ``CONDITIONS``, or ``ALONE``
+    :param condition: one of ``ALL``
     :return: what ``train.py`` is told
     """
     given = [] if task.package is None else ["--gym-packages", task.package]
@@ -114,7 +110,6 @@ def options(env_id: str, task: Task, condition: str) -> list[str]:
         return given
     layers, callbacks = entry["vec_env_wrapper"], entry["callback"]
     layers = [layer for layer in layers if name_of(layer) != SHIELD]
-    remembers = MEMORY in map(name_of, layers)
     if condition != "homeostat":
         layers = [unseen(layer) for layer in layers if name_of(layer) != HOMEOSTAT]
     if condition == "bare SB3":
@@ -122,8 +117,9 @@ def options(env_id: str, task: Task, condition: str) -> list[str]:
     changed = [f"vec_env_wrapper:{layers}"]
     if not apart:
         changed.append(f"callback:{[callback for callback in callbacks if name_of(callback) != CRITIC]}")
-    if condition == "bare SB3" and remembers:
-        changed += PLAIN
+    plain = hyperparams.without_symmetry(entry)
+    if condition == "bare SB3" and plain != entry:
+        changed += [f"policy:{plain['policy']!r}", f"policy_kwargs:{plain['policy_kwargs']}"]
     return [*given, "-params", *changed]
 
 
@@ -133,7 +129,7 @@ def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, 
 
     :param env_id: environment
     :param task: its algorithm
-    :param condition: one of ``CONDITIONS``
+    :param condition: one of ``ALL``
     :param seed: of the run
     :param timesteps: of the run
     :param logs: where the run is kept; if it is there already, it is not trained again
@@ -264,13 +260,16 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="those before it are in the results")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the steps of each environment")
     parser.add_argument("--only", choices=tasks, action="append", help="environments. Default: all")
-    parser.add_argument("--conditions", choices=(*CONDITIONS, ALONE), nargs="+", default=CONDITIONS, metavar="NAME")
+    parser.add_argument("--conditions", choices=ALL, nargs="+", default=CONDITIONS, metavar="NAME")
     parser.add_argument("--episodes", type=int, default=50, help="test episodes an agent")
     parser.add_argument("--folder", type=Path, default=Path("logs/benchmarks/problems"), help="where the runs are kept")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     own = parser.parse_args()
 
     env_ids = own.only or list(tasks)
+    for env_id in env_ids if ALONE in own.conditions else ():
+        if MEMORY not in map(name_of, hyperparams.load(tasks[env_id].algo)[env_id]["vec_env_wrapper"]):
+            parser.error(f"--conditions {ALONE}: {env_id} has no {MEMORY}; name others with --only")
     work = [
         (e, condition, seed)
         for e in env_ids
@@ -301,14 +300,14 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
         steps = round(own.fraction * task.timesteps)
         title = f"{task.algo.upper()} on {env_id}, {steps:,} steps, {own.seeds} seeds: mean (range)"
         table = Table("", *conditions, title=title)
-        for name in dict.fromkeys(name for figures in conditions.values() for name in figures):
+        for name in dict.fromkeys(name for values in conditions.values() for name in values):
             table.add_row(name, *(summary(values[name]) if name in values else "" for values in conditions.values()))
         Console(width=140).print(table)
         before = results.get(env_id, {})
         if (before.get("timesteps"), before.get("episodes")) == (steps, own.episodes):
             # Those that were left out this time.
             everything = {**before["conditions"], **conditions}
-            conditions = {name: everything[name] for name in (*CONDITIONS, ALONE) if name in everything}
+            conditions = {name: everything[name] for name in ALL if name in everything}
         results[env_id] = {"algo": task.algo, "timesteps": steps, "episodes": own.episodes, "conditions": conditions}
     save(results, file)
     draw({env_id: results[env_id] for env_id in tasks if env_id in results}, own.output / f"{output}.png")

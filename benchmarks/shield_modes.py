@@ -274,6 +274,8 @@ def main() -> None:
     spec, whole = (StateSpec(venv.observation_space, venv.action_space, v) for v in (guarded, venv.viability))
     models = {name: models_of(model, spec if name in GUARDING else whole, {name: KINDS[name]})[name] for name in KINDS}
     critic, threshold = models["viability"], arguments.threshold
+    if models["safety"].foresight != arguments.foresight:
+        parser.error(f"--foresight {arguments.foresight}: {arguments.agent} has {models['safety'].foresight}")
 
     def search(dynamics: Any, backup: Any = None) -> RolloutVerifier:
         return RolloutVerifier(

@@ -68,6 +68,21 @@ class Drive:
         return state
 
 
+class Broken(Drive):
+    """Foresees nothing."""
+
+    def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
+        return np.full_like(state, np.nan)
+
+
+class Likeliest(Drive):
+    """One more, unless chance is drawn."""
+
+    def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
+        assert noise is None and not members.any()
+        return state + np.array([0.0, 1.0], dtype=np.float32)
+
+
 PURSE = make_spec(["purse >= 0.5"], ["purse"], [4.5], spaces.Discrete(2))
 PLACE = make_spec(["place >= 0", "place <= 4"], ["place"], [2.0], spaces.Discrete(3))
 HOLD = PolicyBackup(PURSE, lambda o, x: np.zeros(len(x), dtype=np.int64))
@@ -202,10 +217,6 @@ def test_one_call_of_the_dynamics_a_step() -> None:
 
 
 def test_dynamics_that_fail_are_not_trusted() -> None:
-    class Broken(Drive):
-        def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
-            return np.full_like(state, np.nan)
-
     stay = PLACE.encode_action(np.array([1]))
     for criterion in ("probability", "worst_case", "cvar"):
         verifier = RolloutVerifier(PLACE, Broken(), CriticBackup(critic_that_likes(1, 0.9)), criterion=criterion)
@@ -225,20 +236,8 @@ def test_a_sketch_outlines_one_future_without_chance() -> None:
     np.testing.assert_allclose(outline, [[0.375, 0.625], [0.625, 0.875]])
 
 
-class Likeliest(Drive):
-    """One more, unless chance is drawn."""
-
-    def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
-        assert noise is None and not members.any()
-        return state + np.array([0.0, 1.0], dtype=np.float32)
-
-
 @pytest.mark.parametrize("failing", [False, True])
 def test_what_a_network_says_of_a_sketch_that_failed_is_not_trusted(failing: bool) -> None:
-    class Broken(Drive):
-        def step(self, state: Floats, action: Floats, members: NDArray[np.intp], noise: Noise | None) -> Floats:
-            return np.full_like(state, np.nan)
-
     critic, network = critic_that_likes(1, 0.9), SafetyNetwork(PLACE, valued=True, foresight=1)
     with torch.no_grad():
         network.network.biases[-1].fill_(10.0)

@@ -230,7 +230,9 @@ def test_the_network_learns_what_the_search_says(kind: str, tmp_path: Path) -> N
     else:
         effort = generator.integers(3, size=400)
         action = spec.encode_action(effort)
-    inputs = network.inputs(state, action, None, venv.layer.lookahead.sketch(spec, {}, 2)(state, action))
+    inputs = network.inputs(
+        state, action, None, venv.layer.lookahead.sketch(spec, {}, network.foresight)(state, action)
+    )
     truth, guess = stays_inside(battery, effort), network.p_safe(inputs)
     assert 0.2 < truth.mean() < 0.9
     assert ((guess >= 0.9) == truth).mean() > 0.85

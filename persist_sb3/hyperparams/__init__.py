@@ -51,13 +51,24 @@ def fit_symmetry(
     :return: the same; with SB3's own networks if its policy is equivariant to symmetries of no such observations and
         actions
     """
-    policy, kwargs = entry.get("policy", ""), entry.get("policy_kwargs", {})
-    if not policy.startswith("persist_sb3.equivariant."):
+    plain = without_symmetry(entry)
+    if plain == entry:
         return entry
-    for env_id in _IDS.findall(str(kwargs)):
+    for env_id in _IDS.findall(str(entry.get("policy_kwargs", {}))):
         with gym.make(env_id) as env:
             if env.observation_space == observation_space and env.action_space == action_space:
                 return entry
+    return plain
+
+
+def without_symmetry(entry: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param entry: hyperparameters of an environment
+    :return: the same, with SB3's own networks in the place of equivariant ones
+    """
+    policy, kwargs = entry.get("policy", ""), entry.get("policy_kwargs", {})
+    if not policy.startswith("persist_sb3.equivariant."):
+        return entry
     if isinstance(kwargs, dict):
         kwargs = {key: value for key, value in kwargs.items() if key != "symmetries"}
     else:
