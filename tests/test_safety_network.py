@@ -244,6 +244,24 @@ def test_the_network_learns_what_the_search_says(kind: str, tmp_path: Path) -> N
     np.testing.assert_array_equal(again.p_safe(inputs), network.p_safe(inputs))
     assert 0.5 < float(again.agreement) <= 1.0 and int(again.updates) == callback.updates
 
+    # A replay takes it from there, and it judges.
+    played = make_vec(4, kind, mode="amortised", min_updates=0, **{**KNOWN, "backup": still})
+    played.seed(0)
+    played.reset()
+    proposed = np.ones((4, 2), dtype=np.float32) if kind == "box" else np.full(4, 2)
+    expected, judged = [], []
+    for _ in range(40):
+        expected += [stays_inside(x[0], 2) for x in played.get_attr("x")]
+        played.step(proposed)
+        decision = played.layer.decision
+        assert decision is not None
+        np.testing.assert_array_equal(decision.proposed.safe, decision.proposed.p_safe >= 0.9)
+        judged += decision.proposed.p_safe.tolist()
+    assert 0.2 < np.mean(expected) < 0.9
+    assert np.equal(np.greater_equal(judged, 0.9), expected).mean() > 0.85
+    # The network's word, and not the search's: of two futures none, half or all are safe.
+    assert len(set(judged) - {0.0, 0.5, 1.0}) > 10
+
 
 @pytest.mark.parametrize("kind", ["discrete", "box"])
 def test_a_network_that_is_told_the_values_says_what_a_search_with_the_critic_does(kind: str) -> None:
