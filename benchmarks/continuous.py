@@ -38,6 +38,7 @@ from persist_sb3.train import train
 
 HOMEOSTAT = "persist_sb3.wrappers.VecHomeostatReward"
 SHIELD = "persist_sb3.wrappers.VecActionShield"
+METRICS = "persist_sb3.callbacks.MetricsCallback"
 CRITIC = "persist_sb3.callbacks.ViabilityCallback"
 MEMORY = "persist_sb3.wrappers.VecSpatialMemory"
 CONDITIONS = ("bare SB3", "homeostat", "homeostat + shield")
@@ -116,7 +117,8 @@ def options(env_id: str, task: Task, condition: str) -> list[str]:
         layers = [layer for layer in layers if name_of(layer) != MEMORY]
     changed = [f"vec_env_wrapper:{layers}"]
     if not apart:
-        changed.append(f"callback:{[callback for callback in callbacks if name_of(callback) != CRITIC]}")
+        kept = [METRICS] if condition == "bare SB3" else [each for each in callbacks if name_of(each) != CRITIC]
+        changed.append(f"callback:{kept}")
     plain = hyperparams.without_symmetry(entry)
     if condition == "bare SB3" and plain != entry:
         changed += [f"policy:{plain['policy']!r}", f"policy_kwargs:{plain['policy_kwargs']}"]

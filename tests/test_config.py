@@ -214,13 +214,13 @@ def test_the_shield_is_the_outermost_layer_through_every_door() -> None:
     assert [type(callback).__name__ for callback in config.callbacks()] == ["ViabilityCallback", "MetricsCallback"]
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_a_residual_critic_is_asked_for_through_every_door(residual: bool) -> None:
-    config = shielded(residual=residual, min_updates=50)
+@pytest.mark.parametrize("asked", [{}, {"residual": True}, {"pieces": 8}], ids=str)
+def test_a_critic_of_another_kind_is_asked_for_through_every_door(asked: dict[str, Any]) -> None:
+    config = shielded(**asked, min_updates=50)
     critic: Any = config.callbacks()[0]
-    assert critic.residual is residual
+    assert {"residual": critic.residual, "pieces": critic.pieces} == {"residual": False, "pieces": 0, **asked}
     (entry,) = [entry for entry in config.zoo_entry()["callback"] if "ViabilityCallback" in str(entry)]
-    assert ("residual" in str(entry)) is residual
+    assert all((key in str(entry)) is (key in asked) for key in ("residual", "pieces"))
 
 
 @pytest.mark.parametrize("fallback", [1, [0, 1], [0.5], [[0.25, 1.0], [0.0, 0.5]]])

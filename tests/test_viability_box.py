@@ -133,9 +133,11 @@ def test_the_safe_actor_climbs_and_the_critic_is_not_pulled_along() -> None:
     assert callback.actor.viability(state).mean() > callback.actor.action_values(state, others)[:, 0].mean()
 
 
+@pytest.mark.parametrize("pieces", [0, 4])
 @pytest.mark.parametrize("residual", [False, True])
-def test_slopes_are_those_of_the_values(residual: bool) -> None:
-    critic, plain = make_critic(net_arch=[16], residual=residual), make_critic(net_arch=[16])
+def test_slopes_are_those_of_the_values(residual: bool, pieces: int) -> None:
+    critic = make_critic(net_arch=[16], residual=residual, pieces=pieces)
+    plain = make_critic(net_arch=[16], pieces=pieces)
     for own, other in zip(critic.parameters(), plain.parameters(), strict=True):
         own.data.copy_(other)
     generator = np.random.default_rng(0)
@@ -143,7 +145,7 @@ def test_slopes_are_those_of_the_values(residual: bool) -> None:
     action = generator.uniform(-1.0, 1.0, (200, 1)).astype(np.float32)
     values, slopes = critic.action_slopes(s, action)
     np.testing.assert_allclose(values, critic.action_values(s, action)[:, 0], atol=1e-6)
-    step = np.float32(1e-2)
+    step = np.float32(2e-3)
     rise = critic.action_values(s, action + step)[:, 0] - critic.action_values(s, action - step)[:, 0]
     # A kink within the step changes the slope there; there are few.
     assert np.mean(np.abs(rise / (2.0 * step) - slopes[:, 0]) < 1e-3) > 0.9
@@ -175,11 +177,45 @@ def test_numpy_and_torch_agree_on_the_safest_action() -> None:
     np.testing.assert_array_equal(critic.viability(s), critic.action_values(s, critic.best_action(s))[:, 0])
 
 
-def test_a_saved_critic_keeps_its_safe_actor() -> None:
-    critic = make_critic(net_arch=[16])
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_critic_of_pieces_mixes_the_values_of_its_pieces(residual: bool) -> None:
+    critic = make_critic(net_arch=[16], residual=residual, pieces=5)
+    assert critic.pieces is not None
+    torch.nn.init.normal_(critic.critics.weights[-1])
+    generator = np.random.default_rng(0)
+    s = generator.normal(size=(50, 4)).astype(np.float32)
+    action = generator.uniform(-1.0, 1.0, (50, 1)).astype(np.float32)
+    centres, sharpness = critic.pieces.centres.detach().numpy(), float(critic.pieces.log_sharpness.detach().exp())
+
+    def mixed(action: NDArray[np.float32]) -> NDArray[np.float32]:
+        bumps = np.exp(-sharpness * np.square(action - centres[:, 0]))
+        with torch.no_grad():
+            own = critic.critics(critic.standardizer(torch.as_tensor(s))).reshape(2, 50, 5, 2).numpy()
+        values = np.einsum("nk,enkh->enh", bumps / bumps.sum(axis=1, keepdims=True), own).min(axis=0)
+        return values + (1.0 - s[:, 2:3] if residual else 0.0)
+
+    np.testing.assert_allclose(critic.action_values(s, action), mixed(action), atol=1e-5)
+    at_centres = np.stack([mixed(np.full((50, 1), centre)) for centre in centres[:, 0]], axis=1)
+    np.testing.assert_allclose(critic.values(s), at_centres, atol=1e-5)
+    best = at_centres[:, :, 0].argmax(axis=1)
+    np.testing.assert_array_equal(critic.best_action(s), centres[best])
+    np.testing.assert_allclose(critic.viability(s), at_centres[:, :, 0].max(axis=1), atol=1e-5)
+    with torch.no_grad():
+        np.testing.assert_allclose(critic(torch.as_tensor(s)).amin(dim=0), at_centres, atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [0, 4])
+def test_a_saved_critic_keeps_its_safest_action(pieces: int) -> None:
+    critic = make_critic(net_arch=[16], pieces=pieces)
+    torch.nn.init.normal_(critic.critics.weights[-1])
     again = rebuild(critic.state_dict(), critic.spec, ViabilityCritic)
     s = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     np.testing.assert_array_equal(again.best_action(s), critic.best_action(s))
+
+
+def test_a_single_piece_is_refused() -> None:
+    with pytest.raises(ValueError, match="pieces=1 must be 0, or at least 2"):
+        ViabilityCallback(pieces=1)
 
 
 def test_a_negative_noise_is_refused() -> None:

@@ -28,7 +28,7 @@ NEXT = np.array([[0, 1, 2], [0, 2, 3], [1, 3, 4], [2, 4, 5], [3, 5, 6], [6, 4, 7
 
 class Tables(gym.Env[Any, Any]):
     observation_space = spaces.Discrete(STATES)
-    action_space = spaces.Discrete(ACTIONS)
+    action_space: spaces.Space[Any] = spaces.Discrete(ACTIONS)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -54,18 +54,41 @@ def value_iteration() -> np.ndarray:
     return values[:7]
 
 
+class Thirds(Tables):
+    """The same where each third of a Box is one of the actions."""
+
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return super().step(min(int(1.5 * (action[0] + 1.0)), ACTIONS - 1))
+
+
 @pytest.mark.parametrize("residual", [False, True])
-def test_it_learns_the_discounted_safety_value(residual: bool) -> None:
+@pytest.mark.parametrize(("world", "pieces"), [(Tables, 0), (Thirds, 12)])
+def test_it_learns_the_discounted_safety_value(world: type[Tables], pieces: int, residual: bool) -> None:
     venv = VecInternalState(
-        DummyVecEnv([Tables] * 4), dims=["level"], constraints=CONSTRAINTS, mu=[1.0], low=[-1.0], high=[1.0]
+        DummyVecEnv([world] * 4), dims=["level"], constraints=CONSTRAINTS, mu=[1.0], low=[-1.0], high=[1.0]
     )
     model = PPO("MlpPolicy", venv, n_steps=64, batch_size=256, n_epochs=1, seed=0, device="cpu", learning_rate=1e-9)
     callback = ViabilityCallback(
-        gamma=GAMMA, tau=0.05, net_arch=[64], residual=residual, batch_size=128, train_freq=1, gradient_steps=3
+        gamma=GAMMA,
+        tau=0.05,
+        net_arch=[64],
+        residual=residual,
+        pieces=pieces,
+        batch_size=128,
+        train_freq=1,
+        gradient_steps=3,
     )
     model.learn(4096, callback=callback)
     states = np.arange(7)
-    learned = callback.actor.values(callback.spec.encode(states, LEVEL[states, None]))
+    encoded = callback.spec.encode(states, LEVEL[states, None])
+    if pieces:
+        middles = np.array([[-2 / 3], [0.0], [2 / 3]], dtype=np.float32)
+        every = callback.actor.action_values(encoded.repeat(ACTIONS, axis=0), np.tile(middles, (7, 1)))
+        learned = every.reshape(7, ACTIONS, 2)
+    else:
+        learned = callback.actor.values(encoded)
     truth = value_iteration()
     for head in (0, 1):  # with a single constraint, both say the same
         assert np.abs(learned[:, :, head] - truth).max() < 0.08
@@ -101,6 +124,15 @@ def test_arrays_and_tensors_agree(residual: bool) -> None:
     assert expected.shape == (20, 6, 2)
     np.testing.assert_allclose(critic.values(state), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(critic.best_action(state), expected[:, :, 0].argmax(axis=1))
+
+
+def test_counted_actions_are_not_divided() -> None:
+    venv = VecInternalState(
+        DummyVecEnv([Tables]), dims=["level"], constraints=CONSTRAINTS, mu=[1.0], low=[-1.0], high=[1.0]
+    )
+    model = PPO("MlpPolicy", venv, n_steps=64, seed=0, device="cpu")
+    with pytest.raises(ValueError, match=r"pieces=4 divide a Box of actions, and Discrete\(3\) has values of its own"):
+        model.learn(64, callback=ViabilityCallback(pieces=4))
 
 
 class Tank(gym.Env[Any, Any]):

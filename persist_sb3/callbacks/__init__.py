@@ -7,6 +7,7 @@ from persist_sb3.callbacks.belief import BeliefCallback
 from persist_sb3.callbacks.calibration import CalibrationCallback
 from persist_sb3.callbacks.curriculum import CurriculumCallback
 from persist_sb3.callbacks.empowerment import EmpowermentCallback
+from persist_sb3.callbacks.gradient_steps import GradientStepsCallback
 from persist_sb3.callbacks.internal_model import InternalModelCallback
 from persist_sb3.callbacks.lagrange import LagrangeCallback
 from persist_sb3.callbacks.latent import LatentWorldModelCallback
@@ -25,6 +26,7 @@ __all__ = [
     "CalibrationCallback",
     "CurriculumCallback",
     "EmpowermentCallback",
+    "GradientStepsCallback",
     "InternalModelCallback",
     "LagrangeCallback",
     "LatentWorldModelCallback",

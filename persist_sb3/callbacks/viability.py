@@ -42,6 +42,9 @@ class ViabilityCallback(LearningCallback):
     :param residual: let the networks learn by how much values differ from the margins at hand, which are known (see
         :class:`~persist_sb3.models.viability.ViabilityCritic`): the critic then knows a limit where the agent has not
         been yet
+    :param pieces: of a Box of actions, each with values of its own (see
+        :class:`~persist_sb3.models.pieces.Pieces`), for worlds where whole regions of actions do the same. 0 for values
+        that are smooth in the action
     :param target_noise: standard deviation of that noise, clipped at 2.5 of them, in half-ranges of the action
     :param demonstrations: safe episodes, or the file of :meth:`Demonstrations.save
         <persist_sb3.buffers.Demonstrations.save>` that holds them
@@ -83,6 +86,7 @@ class ViabilityCallback(LearningCallback):
         net_arch: Sequence[int] = (128, 128),
         members: int = 2,
         residual: bool = False,
+        pieces: int = 0,
         target_noise: float = 0.1,
         demonstrations: Demonstrations | str | os.PathLike[str] | None = None,
         demonstration_share: float = 0.25,
@@ -120,6 +124,8 @@ class ViabilityCallback(LearningCallback):
             raise ValueError(f"gamma={gamma} must be in [0, 1): the backup contracts only if it is below 1")
         if not 0.0 < tau <= 1.0:
             raise ValueError(f"tau={tau} must be in (0, 1]")
+        if not (pieces == 0 or pieces > 1):
+            raise ValueError(f"pieces={pieces} must be 0, or at least 2")
         if not target_noise >= 0.0:
             raise ValueError(f"target_noise={target_noise} must be at least 0")
         if not 0.0 < demonstration_share < 1.0:
@@ -148,6 +154,7 @@ class ViabilityCallback(LearningCallback):
         self.net_arch = net_arch
         self.members = members
         self.residual = residual
+        self.pieces = pieces
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
@@ -202,13 +209,15 @@ class ViabilityCallback(LearningCallback):
         return source.sample(self.batch_size, self.generator, share)
 
     def _make(self, spec: StateSpec) -> ViabilityCritic:
-        return ViabilityCritic(spec, self.net_arch, self.members, self.residual)
+        return ViabilityCritic(spec, self.net_arch, self.members, self.residual, self.pieces)
 
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         # Made with the optimiser, from the learner as it was loaded.
         self.target = copy.deepcopy(self.learner).requires_grad_(False)
         yield from self.learner.critics.parameters()
-        if self.spec.continuous:
+        if self.learner.pieces is not None:
+            yield from self.learner.pieces.parameters()
+        if self.learner.climbed:
             yield from self.learner.actor.parameters()
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,7 +246,7 @@ class ViabilityCallback(LearningCallback):
         values, chosen = self._values(state, executed)
         predicted = values[:, torch.arange(len(state), device=state.device), chosen]
         loss = self.objective(predicted, margin, following, terminal[:, None], self.gamma)
-        if self.spec.continuous:
+        if self.learner.climbed:
             # Nothing but the actor learns from this: the target's own parameters ask for no gradient.
             climbed = self.target(state, self.learner.safe_action(state))[:, :, 0, 0]
             loss = loss - climbed.amin(dim=0).mean()
@@ -268,7 +277,7 @@ class ViabilityCallback(LearningCallback):
         :param state: ``(n, D)``
         :return: what the target gives its safest action, ``(n, 1 + m)``
         """
-        if self.spec.continuous:
+        if self.learner.climbed:
             noise = self.target_noise * self.generator.standard_normal((len(state), self.spec.action_dim)).clip(
                 -2.5, 2.5
             )

@@ -34,6 +34,8 @@ class ShieldSection(Section):
     :param guards: internal variables that it keeps inside their limits. Default: all
     :param residual: let the critic learn differences from the margins at hand, so that it knows a limit before the
         agent has been there
+    :param pieces: of a Box of actions, each with values of its own, see
+        :class:`~persist_sb3.callbacks.ViabilityCallback`. Default: none
     """
 
     mode: Mode | None = None
@@ -50,6 +52,7 @@ class ShieldSection(Section):
     caution: NonNegative = 0.0
     guards: tuple[str, ...] | None = None
     residual: bool = False
+    pieces: Annotated[int, Field(ge=2)] | None = None
 
     @property
     def judge(self) -> Mode:
@@ -97,7 +100,8 @@ class ShieldSection(Section):
             names.append("SafetyNetworkCallback")
         if self.threshold == "calibrated":
             names.append("CalibrationCallback")
-        critic = {"residual": True} if self.residual else {}
+        asked = {"residual": self.residual, "pieces": self.pieces}
+        critic = {key: value for key, value in asked.items() if value}
         return [(name, critic if name == "ViabilityCallback" else {}) for name in names]
 
     def layer(self, algo: str, rollouts: int | None) -> Entry:

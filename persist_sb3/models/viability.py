@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.models.base import Model
 from persist_sb3.models.networks import EnsembleMLP, NumpyEnsemble, Standardizer
+from persist_sb3.models.pieces import Pieces
 from persist_sb3.models.spec import StateSpec
 
 Floats = NDArray[np.float32]
@@ -26,7 +27,9 @@ class ViabilityCritic(Model):
     are those best for ``Q``. It decides nothing, and tells which constraint is in danger.
 
     Enumerable actions (Discrete, MultiDiscrete, MultiBinary) have outputs of their own. Box actions are inputs, and a
-    deterministic safe actor knows the best one.
+    deterministic safe actor knows the best one. With ``pieces`` they have outputs, too: one for each of the
+    :class:`~persist_sb3.models.pieces.Pieces` of the box, and the best action is a centre of theirs. That suits worlds
+    where whole regions of actions do the same, which networks that are smooth in the action blur.
 
     A ``residual`` critic's networks say by how much these values differ from the margins at hand, which are known. It
     is right about a limit before it has been there: ``V = l + f``, with ``l`` the margin and ``f`` the network, is how
@@ -37,25 +40,41 @@ class ViabilityCritic(Model):
     :param net_arch: sizes of the hidden layers, of the critics and of the actor
     :param members: critics in the ensemble, ``e``
     :param residual: learn differences from the margins at hand
-    :raises ValueError: if the actions are neither a Box nor few enough to be enumerated
+    :param pieces: pieces of a Box, ``k``; 0 makes actions inputs
+    :raises ValueError: if the actions are neither a Box nor few enough to be enumerated, or pieces are asked for and
+        they are no Box
     """
 
     updates: torch.Tensor
 
     def __init__(
-        self, spec: StateSpec, net_arch: Sequence[int] = (128, 128), members: int = 2, residual: bool = False
+        self,
+        spec: StateSpec,
+        net_arch: Sequence[int] = (128, 128),
+        members: int = 2,
+        residual: bool = False,
+        pieces: int = 0,
     ) -> None:
-        super().__init__(spec, net_arch=list(net_arch), members=members, residual=residual)
+        super().__init__(spec, net_arch=list(net_arch), members=members, residual=residual, pieces=pieces)
         self.residual = residual
         #: ``Q`` and each ``Q_j``, ``1 + m``.
         self.heads = 1 + len(spec.viability.constraints)
         self.standardizer = Standardizer(spec.state_dim)
-        if spec.continuous:
+        if pieces and not spec.continuous:
+            raise ValueError(
+                f"pieces={pieces} divide a Box of actions, and {spec.action_space} has values of its own for each: "
+                "leave pieces out"
+            )
+        self.pieces = Pieces(pieces, spec.action_dim) if pieces else None
+        #: Whether an actor climbs the critics, since the best action cannot be looked up.
+        self.climbed = spec.continuous and self.pieces is None
+        if self.climbed:
             self.critics = EnsembleMLP(members, [spec.state_dim + spec.action_dim, *net_arch, self.heads])
             self.actor = EnsembleMLP(1, [spec.state_dim, *net_arch, spec.action_dim])
             self._fast_actor = NumpyEnsemble(self.actor)
         else:
-            self.critics = EnsembleMLP(members, [spec.state_dim, *net_arch, len(spec.actions) * self.heads])
+            outputs = len(spec.actions) if self.pieces is None else pieces
+            self.critics = EnsembleMLP(members, [spec.state_dim, *net_arch, outputs * self.heads])
         if residual:
             # Nothing differs until something was learned: what nobody has seen is then not left to chance.
             for parameter in (self.critics.weights[-1], self.critics.biases[-1]):
@@ -68,14 +87,20 @@ class ViabilityCritic(Model):
     def forward(self, state: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
         """
         :param state: ``(n, D)``
-        :param action: encoded Box actions, ``(n, A)``; None if actions are enumerated
-        :return: every member's ``Q`` and ``Q_j``, of every action if they are enumerated, ``(e, n, k, 1 + m)``, else
-            with ``k = 1``
+        :param action: encoded Box actions, ``(n, A)``; None if actions are enumerated, or for those at the centres of
+            pieces
+        :return: every member's ``Q`` and ``Q_j``, of every action that is enumerated or at a centre,
+            ``(e, n, k, 1 + m)``, or of those given, with ``k = 1``
         """
         inputs = self.standardizer(state)
-        if action is not None:
+        if self.climbed:
+            assert action is not None
             inputs = torch.cat([inputs, action], dim=1)
         values: torch.Tensor = self.critics(inputs).unflatten(2, (-1, self.heads))
+        if self.pieces is not None and action is not None:
+            values = torch.einsum("nk,enkh->enh", self.pieces(action), values)[:, :, None]
+        elif self.pieces is not None:
+            values = torch.einsum("ck,enkh->ench", self.pieces(self.pieces.actions), values)
         if self.residual:
             margins = self.spec.viability.margins(state[:, self.spec.observation_dim :])
             values = values + torch.cat([margins.amin(dim=1, keepdim=True), margins], dim=1)[:, None]
@@ -92,10 +117,14 @@ class ViabilityCritic(Model):
     def values(self, state: Floats) -> Floats:
         """
         :param state: ``(n, D)``
-        :return: ``Q`` and each ``Q_j`` of every enumerable action, the least over the ensemble, ``(n, k, 1 + m)``
+        :return: ``Q`` and each ``Q_j`` of every enumerable action, or of those at the centres of pieces, the least over
+            the ensemble, ``(n, k, 1 + m)``
         """
-        values = self._fast(self._fast_standardizer(state)).min(axis=0)
-        return self._from_margins(state, values.reshape(len(state), -1, self.heads))
+        values = self._fast(self._fast_standardizer(state))
+        values = values.reshape(*values.shape[:2], -1, self.heads)
+        if self.pieces is not None:
+            values = self.pieces.centred()[1] @ values
+        return self._from_margins(state, values.min(axis=0))
 
     def action_values(self, state: Floats, action: Floats) -> Floats:
         """
@@ -103,9 +132,13 @@ class ViabilityCritic(Model):
         :param action: encoded Box actions, ``(n, A)``
         :return: ``Q`` and each ``Q_j``, the least over the ensemble, ``(n, 1 + m)``
         """
-        inputs = np.concatenate([self._fast_standardizer(state), action], axis=1)
-        values = self._fast(inputs).min(axis=0)
-        return self._from_margins(state, values[:, None])[:, 0]
+        inputs = self._fast_standardizer(state)
+        if self.pieces is None:
+            values = self._fast(np.concatenate([inputs, action], axis=1))
+        else:
+            values = self._fast(inputs)
+            values = (self.pieces.weights(action)[:, None] @ values.reshape(*values.shape[:2], -1, self.heads))[:, :, 0]
+        return self._from_margins(state, values.min(axis=0)[:, None])[:, 0]
 
     def _from_margins(self, state: Floats, values: Floats) -> Floats:
         """
@@ -135,16 +168,17 @@ class ViabilityCritic(Model):
         :param state: ``(n, D)``
         :return: the safest action: an index into ``spec.actions``, ``(n,)``, or an encoded Box action, ``(n, A)``
         """
-        if self.spec.continuous:
+        if self.climbed:
             return np.tanh(self._fast_actor(self._fast_standardizer(state))[0])
-        return self.values(state)[:, :, 0].argmax(axis=1)
+        best = self.values(state)[:, :, 0].argmax(axis=1)
+        return best if self.pieces is None else self.pieces.centred()[0][best]
 
     def viability(self, state: Floats) -> Floats:
         """
         :param state: ``(n, D)``
         :return: ``V(s)``, the value of the safest action, ``(n,)``
         """
-        if self.spec.continuous:
+        if self.climbed:
             return self.action_values(state, self.best_action(state))[:, 0]
         values: Floats = self.values(state)[:, :, 0].max(axis=1)
         return values
