@@ -1,5 +1,6 @@
 """What the benchmarks of agents keep beside a run."""
 
+import ast
 import subprocess
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from benchmarks import agents
 from benchmarks.agents import CPU_SECONDS, Condition, cost, train
-from benchmarks.continuous import earlier
+from benchmarks.continuous import TASKS, earlier, options
 from benchmarks.tables import tabulate
 
 #: In the place of train.py: takes twice as much CPU time as it is told to, in processes of its own.
@@ -55,6 +56,33 @@ def test_a_table_shows_the_cost_where_every_seed_has_it() -> None:
     _, results = tabulate("", rows, {CPU_SECONDS: ".0f"})
     assert results[CPU_SECONDS]["new"]["mean"][0] == 15.0
     assert set(results[CPU_SECONDS]) == {"new"}
+
+
+@pytest.mark.parametrize(
+    ("condition", "layers", "callbacks", "equivariant"),
+    [
+        ("bare SB3", {"VecInternalState"}, {"MetricsCallback"}, False),
+        ("memory", {"VecSpatialMemory", "VecInternalState"}, {"MetricsCallback", "GradientStepsCallback"}, True),
+        (
+            "homeostat",
+            {"VecSpatialMemory", "VecInternalState", "VecHomeostatReward"},
+            {"MetricsCallback", "GradientStepsCallback"},
+            True,
+        ),
+    ],
+)
+def test_agents_have_what_their_condition_says(
+    condition: str, layers: set[str], callbacks: set[str], equivariant: bool
+) -> None:
+    env_id = "GridLifeContinuousScent-v0"
+    _, *given = options(env_id, TASKS[env_id], condition)
+    changed = dict(part.split(":", 1) for part in given)
+    for key, expected in (("vec_env_wrapper", layers), ("callback", callbacks)):
+        named = [part if isinstance(part, str) else next(iter(part)) for part in ast.literal_eval(changed.pop(key))]
+        assert {name.rpartition(".")[2] for name in named} == expected
+    # SB3's own networks are named, and the entry's left as they are.
+    assert ("MultiInputPolicy" in str(changed)) is not equivariant
+    assert bool(changed) is not equivariant
 
 
 def test_further_seeds_go_on_from_the_results() -> None:

@@ -152,6 +152,9 @@ def critic(spec: StateSpec) -> list[torch.Tensor]:
     state = elsewhere(4, spec.state_dim)
     action = model.safe_action(state) if spec.continuous else None
     values = model(state, action)[:, :, 0]
+    if action is not None:
+        pieces = moved(ViabilityCritic(spec, (8,), pieces=3))
+        values = values + pieces(state, action)[:, :, 0] + pieces(state)[:, :, 0]
     losses = [
         make_objective(name, None)(values, elsewhere(4, 2), elsewhere(4, 2), elsewhere(4, 1, dtype=torch.bool), 0.9)
         for name in ("reachability", "classifier")
