@@ -99,6 +99,23 @@ def test_the_nearest_safe_action_of_a_grid(ball: bool, size: int, tolerance: flo
     assert 10 < decision.intervened.sum() < 60
 
 
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("inset", [0.0, 0.5, 1.0])
+def test_an_inset_goes_on_toward_the_safest(inset: float, projection: Any) -> None:
+    shield, spec, rules, states, proposed = make(2, ball=True, projection=projection, inset=inset)
+    decision = shield.decide(states, proposed)
+    before, after = spec.encode_action(proposed), spec.encode_action(decision.action)
+    refused = rules.score(states, before) < 0.0
+    assert 10 < refused.sum() < 100
+    np.testing.assert_array_equal(decision.intervened, refused)
+    # The value falls with the distance from the centre, where it is `offset`.
+    away = before - rules.normal
+    inside = rules.normal + away / np.linalg.norm(away, axis=1, keepdims=True) * (1.0 - inset) * rules.offset[:, None]
+    within = refused & (np.abs(inside) <= 1.0).all(axis=1)
+    np.testing.assert_allclose(after[within], inside[within], atol=0.05)
+    assert not decision.infeasible.any()
+
+
 @pytest.mark.parametrize("size", [4, 8])
 def test_linearising_finds_the_foot_of_the_perpendicular(size: int) -> None:
     shield, spec, rules, states, proposed = make(size, ball=False, projection="gradient")
@@ -242,6 +259,12 @@ def walker(action: str = "box") -> gym.Env[Any, Any]:
 def test_box_actions_cannot_be_masked() -> None:
     with pytest.raises(RuntimeError, match="correction='mask' cannot mask Box"):
         ActionShield(walker(), correction="mask")
+
+
+@pytest.mark.parametrize("inset", [-0.1, 1.5, float("nan")])
+def test_an_inset_is_a_share(inset: float) -> None:
+    with pytest.raises(ValueError, match=rf"inset={inset} must be in \[0, 1\]"):
+        ActionShield(walker(), inset=inset)
 
 
 def test_an_unknown_projection_is_refused() -> None:

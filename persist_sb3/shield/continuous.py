@@ -28,7 +28,9 @@ class BoxShield:
     ``band`` of the threshold and there is a verifier, the verifier decides. An action that does not pass is replaced:
 
     - ``"project"``: by the nearest one that does, ``argmin |a' - a|`` over ``Q(s, a') >= threshold``, with every
-      component scaled to ``[-1, 1]``; see :mod:`~persist_sb3.shield.projection`;
+      component scaled to ``[-1, 1]``; see :mod:`~persist_sb3.shield.projection`. An ``inset`` asks for more, since the
+      nearest action lies where the critic is about to change its mind: ``Q(s, a') >= threshold + inset * (Q(s, b) -
+      threshold)``, with ``b`` the action of the critic's safe actor;
     - ``"replace"``: by the action of the critic's safe actor.
 
     With a verifier, the critic alone looks for the nearest action whose value lies above the band, and the verifier is
@@ -42,6 +44,7 @@ class BoxShield:
     :param correction: what replaces an action that does not pass: ``"project"`` or ``"replace"``
     :param projection: how the nearest action is looked for: ``"cem"``, by samples, or ``"gradient"``, by linearising
         the critic, without any
+    :param inset: how far inside of what passes it is looked for, from 0, at the threshold, to 1, at the safest
     :param verifier: decides about actions within the band
     :param band: half-width of the band about the threshold, in scaled margins
     :param samples: actions drawn in each round of ``"cem"``
@@ -56,6 +59,7 @@ class BoxShield:
         streams: Streams,
         correction: Correction = "project",
         projection: Projection = "cem",
+        inset: float = 0.0,
         verifier: Verifier | None = None,
         band: float = 0.1,
         samples: int = 48,
@@ -67,6 +71,7 @@ class BoxShield:
         self._streams = streams
         self._correction = correction
         self._projection = projection
+        self._inset = inset
         self._verifier = verifier
         self._band = band
         self._samples = samples
@@ -137,6 +142,8 @@ class BoxShield:
             return values.reshape(r, k), slopes.reshape(r, k, size)
 
         sure = self.threshold + ROUNDING + (0.0 if self._verifier is None else self._band)
+        room = value(safest[:, None])[:, 0] - sure
+        sure = sure + self._inset * np.where(room > 0.0, room, 0.0)
         search = Search(value, proposed, safest, sure)
         if self._projection == "gradient":
             return gradient(search, slope, self._rounds)

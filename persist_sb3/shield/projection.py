@@ -33,13 +33,14 @@ class Search:
     :param value: values actions, ``(r, k, A)`` to ``(r, k)``
     :param proposed: the refused actions, ``(r, A)``
     :param safest: actions likely to pass, ``(r, A)``
-    :param threshold: least value that passes
+    :param threshold: least value that passes: one for all, or ``(r,)``
     """
 
-    def __init__(self, value: Value, proposed: Floats, safest: Floats, threshold: float) -> None:
+    def __init__(self, value: Value, proposed: Floats, safest: Floats, threshold: float | Floats) -> None:
         self._value = value
         self.proposed = proposed
-        self.threshold = threshold
+        #: ``(r, 1)``
+        self.threshold = np.broadcast_to(threshold, len(proposed))[:, None]
         # What does not pass counts as farther away than anything in the box.
         self._far = 2.0 * np.sqrt(proposed.shape[1]) + 1.0
         self.best = proposed

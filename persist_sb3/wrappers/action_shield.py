@@ -99,6 +99,9 @@ class ActionShieldLayer(InterveningLayer):
     :param correction: what replaces an action that does not pass: ``"project"``, ``"replace"`` or ``"mask"``
     :param projection: how the nearest safe Box action is looked for: ``"cem"``, or ``"gradient"``, which is the
         better one from about four components on
+    :param inset: how far inside of what passes the nearest safe Box action is looked for, as a share of the way from
+        the threshold to the value of the safest one. 0 changes least. Where whole regions of actions do the same, an
+        action at the threshold lies at the edge of a region, and may do what the refused one does: 0.5 avoids that
     :param intervention_penalty: subtracted from the reward where an action was changed
     :param min_updates: gradient steps of a model before it is trusted
     :param fallback: an action known to be safe, or a list of such actions, of which one is drawn for each step. It is
@@ -152,6 +155,7 @@ class ActionShieldLayer(InterveningLayer):
         infeasible: Literal["safest", "planner"] = "safest",
         caution: float = 0.0,
         guards: Sequence[str] | None = None,
+        inset: float = 0.0,
     ) -> None:
         self.calibrated = threshold == CALIBRATED
         if isinstance(threshold, str) and not self.calibrated:
@@ -165,6 +169,8 @@ class ActionShieldLayer(InterveningLayer):
             raise ValueError(f"correction={correction!r} must be 'project', 'replace' or 'mask'")
         if projection not in ("cem", "gradient"):
             raise ValueError(f"projection={projection!r} must be 'cem' or 'gradient'")
+        if not 0.0 <= inset <= 1.0:
+            raise ValueError(f"inset={inset} must be in [0, 1]")
         if not (np.isfinite(intervention_penalty) and intervention_penalty >= 0.0):
             raise ValueError(f"intervention_penalty={intervention_penalty} must be a finite number, at least 0")
         if min_updates < 0:
@@ -194,6 +200,7 @@ class ActionShieldLayer(InterveningLayer):
         self.min_updates = min_updates
         self._fallback = fallback
         self.projection: Projection = projection
+        self.inset = inset
 
     def attach(
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
@@ -316,7 +323,15 @@ class ActionShieldLayer(InterveningLayer):
             return EnumeratedShield(self.spec, critic, self.threshold, self.correction, verifier, band)
         assert critic is not None
         return BoxShield(
-            self.spec, critic, self.threshold, self._streams, self.correction, self.projection, verifier, band
+            self.spec,
+            critic,
+            self.threshold,
+            self._streams,
+            self.correction,
+            self.projection,
+            self.inset,
+            verifier,
+            band,
         )
 
     @property
