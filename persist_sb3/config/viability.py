@@ -24,6 +24,7 @@ class ShieldSection(Section):
         a share ``conf`` of them is safe, as measured in training
     :param correction: what replaces an action that does not pass. Default: ``"mask"`` for PPO_MASK, else ``"project"``
     :param projection: how the nearest safe Box action is looked for
+    :param inset: how far inside of what passes it is looked for, from 0 to 1
     :param intervention_penalty: what a changed action costs the policy that proposed it
     :param min_updates: gradient steps of a model before it is trusted
     :param fallback: an action known to be safe, or a list of such actions, of which one is drawn for each step;
@@ -45,6 +46,7 @@ class ShieldSection(Section):
     threshold: float | Literal["calibrated"] = 0.2
     correction: Correction | None = None
     projection: Projection = "cem"
+    inset: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     intervention_penalty: NonNegative = 0.0
     min_updates: Annotated[int, Field(ge=0)] = 500
     fallback: int | tuple[int, ...] | tuple[float, ...] | tuple[tuple[float, ...], ...] | None = None
@@ -114,6 +116,7 @@ class ShieldSection(Section):
             "threshold": self.threshold,
             "correction": self.correction or ("mask" if algo == "ppo_mask" else "project"),
             "projection": self.projection if algo in CONTINUOUS_OFF_POLICY else None,
+            "inset": self.inset,
             # Off-policy the penalty is paid in the replay buffer, by the proposed action alone.
             "intervention_penalty": self.intervention_penalty if algo in ON_POLICY else None,
             "min_updates": self.min_updates,
