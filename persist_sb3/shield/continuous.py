@@ -143,8 +143,8 @@ class BoxShield:
 
         sure = self.threshold + ROUNDING + (0.0 if self._verifier is None else self._band)
         room = value(safest[:, None])[:, 0] - sure
-        sure = sure + self._inset * np.where(room > 0.0, room, 0.0)
-        search = Search(value, proposed, safest, sure)
+        aim = (sure + self._inset * np.where(room > 0.0, room, 0.0)).astype(np.float32)
+        search = Search(value, proposed, safest, aim)
         if self._projection == "gradient":
             return gradient(search, slope, self._rounds)
         r, size = proposed.shape
