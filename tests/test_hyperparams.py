@@ -14,6 +14,7 @@ from persist_sb3.envs import NAVIGATION_IDS
 from persist_sb3.viability import ViabilitySet
 from tests.learners import set_up
 
+GRADIENT_STEPS = "persist_sb3.callbacks.GradientStepsCallback"
 VIABILITY = "persist_sb3.callbacks.ViabilityCallback"
 LAYERS = ("vec_env_wrapper", "callback")
 MEMORY, HOMEOSTAT, SHIELD = (
@@ -85,7 +86,8 @@ def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: 
     """
     But where an agent remembers: there the shield leaves energy to the policy, judges early by what its critic learned
     of differences from the margins at hand, and is less strict. The critic learns most often in the beginning.
-    On-policy, death costs more then, and under a shield homeostasis counts more; in SAC both count less.
+    On-policy, death costs more then, and under a shield homeostasis counts more; in SAC both count less, its critic is
+    made of pieces, and it learns most in the beginning, while the shield only watches.
     """
     entries = [(algo, hyperparams.load(algo)[env_id]) for algo, env_id in ENTRIES if env_id in env_ids]
     plain = next(entry for _, entry in entries if MEMORY not in entry["vec_env_wrapper"])
@@ -103,7 +105,21 @@ def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: 
             if HOMEOSTAT in layer and MEMORY in entry["vec_env_wrapper"]:
                 on_policy = {"death_penalty": 160.0, "weight": 2.0 if SHIELD in str(tuned) else 0.5}
                 layer[HOMEOSTAT] |= {"death_penalty": 5.0, "weight": 0.02} if algo == "sac" else on_policy
+            if SHIELD in layer and algo == "sac" and MEMORY in entry["vec_env_wrapper"]:
+                layer[SHIELD] |= {"inset": 0.5, "min_updates": 8_600}
+        if algo == "sac" and MEMORY in entry["vec_env_wrapper"]:
+            expected["callback"][-1][VIABILITY] |= {"pieces": 32}
+            expected["callback"].insert(1, {GRADIENT_STEPS: {"gradient_steps": {0: 64, 25_000: 16}}})
         assert {key: entry[key] for key in LAYERS} == {key: expected[key] for key in LAYERS}
+
+
+def test_the_shield_that_watches_at_first_sets_in_at_step_200_000() -> None:
+    entry = hyperparams.load("sac")["GridLifeContinuousScent-v0"]
+    shield, critic = entry["vec_env_wrapper"][-1][SHIELD], entry["callback"][-1][VIABILITY]
+    # Every step of the environments is a gradient step until 25,000, and every fourth from then on.
+    assert critic["train_freq"] == {0: 1, 25_000: 4}
+    missing = shield["min_updates"] - (25_000 - critic["learning_starts"]) / entry["n_envs"]
+    assert 25_000 + missing * 4 * entry["n_envs"] == pytest.approx(200_000, abs=1_000)
 
 
 def test_cartpole_limits_lie_inside_those_that_end_its_episode() -> None:
