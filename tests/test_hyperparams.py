@@ -100,14 +100,15 @@ def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: 
         if VIABILITY in callback:
             callback[VIABILITY] |= {"residual": True, "learning_starts": 64, "train_freq": {0: 1, 25_000: 4}}
     for algo, entry in entries:
-        expected = copy.deepcopy(tuned if MEMORY in entry["vec_env_wrapper"] else plain)
+        remembers = MEMORY in entry["vec_env_wrapper"]
+        expected = copy.deepcopy(tuned if remembers else plain)
         for layer in expected["vec_env_wrapper"]:
-            if HOMEOSTAT in layer and MEMORY in entry["vec_env_wrapper"]:
+            if HOMEOSTAT in layer and remembers:
                 on_policy = {"death_penalty": 160.0, "weight": 2.0 if SHIELD in str(tuned) else 0.5}
                 layer[HOMEOSTAT] |= {"death_penalty": 5.0, "weight": 0.02} if algo == "sac" else on_policy
-            if SHIELD in layer and algo == "sac" and MEMORY in entry["vec_env_wrapper"]:
+            if SHIELD in layer and remembers and algo == "sac":
                 layer[SHIELD] |= {"inset": 0.5, "min_updates": 8_600}
-        if algo == "sac" and MEMORY in entry["vec_env_wrapper"]:
+        if remembers and algo == "sac":
             expected["callback"][-1][VIABILITY] |= {"pieces": 32}
             expected["callback"].insert(1, {GRADIENT_STEPS: {"gradient_steps": {0: 64, 25_000: 16}}})
         assert {key: entry[key] for key in LAYERS} == {key: expected[key] for key in LAYERS}

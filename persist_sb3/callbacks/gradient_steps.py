@@ -10,7 +10,8 @@ class GradientStepsCallback(BaseCallback):
     """
     Changes an off-policy algorithm's ``gradient_steps`` with the time step. An agent that knows nothing dies most
     often, and every gradient step spares it some of that: many in the beginning, and few once it stays alive, keep both
-    violations and computation low. It takes effect with the next rollout, and goes on where a resumed training stopped.
+    violations and computation low (Chen et al., "Randomized ensembled double Q-learning", ICLR 2021, take 20 for each
+    step). It takes effect with the next rollout, and goes on where a resumed training stopped.
 
     :param gradient_steps: after each rollout (``train_freq`` steps), by the time step from which they are so many:
         ``{0: 64, 25_000: 16}``

@@ -109,7 +109,7 @@ class ViabilityCritic(Model):
     def safe_action(self, state: torch.Tensor) -> torch.Tensor:
         """
         :param state: ``(n, D)``
-        :return: the actor's encoded Box action, ``(n, A)``
+        :return: the encoded Box action of the actor, which a critic of pieces does not have, ``(n, A)``
         """
         action: torch.Tensor = torch.tanh(self.actor(self.standardizer(state))[0])
         return action

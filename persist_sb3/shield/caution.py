@@ -59,7 +59,7 @@ class CautiousCritic:
         return values - self.penalty(state, action), slopes
 
     def best_action(self, state: Floats) -> NDArray[np.intp] | Floats:
-        """The safest action; of Box actions, as the critic's safe actor knows it."""
+        """The safest action; of Box actions, as the critic alone knows it."""
         if self.spec.continuous:
             return self._critic.best_action(state)
         return self.values(state)[:, :, 0].argmax(axis=1)

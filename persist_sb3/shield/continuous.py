@@ -30,8 +30,8 @@ class BoxShield:
     - ``"project"``: by the nearest one that does, ``argmin |a' - a|`` over ``Q(s, a') >= threshold``, with every
       component scaled to ``[-1, 1]``; see :mod:`~persist_sb3.shield.projection`. An ``inset`` asks for more, since the
       nearest action lies where the critic is about to change its mind: ``Q(s, a') >= threshold + inset * (Q(s, b) -
-      threshold)``, with ``b`` the action of the critic's safe actor;
-    - ``"replace"``: by the action of the critic's safe actor.
+      threshold)``, with ``b`` the critic's safest action;
+    - ``"replace"``: by the critic's safest action, as its safe actor or its pieces know it.
 
     With a verifier, the critic alone looks for the nearest action whose value lies above the band, and the verifier is
     asked about the segment from the proposed action to that one. If no action that was tried passes, the safest is
@@ -127,7 +127,7 @@ class BoxShield:
         :param slots: environments, ``(r,)``
         :param state: theirs, ``(r, D)``
         :param proposed: the refused actions, encoded, ``(r, A)``
-        :param safest: the safe actor's, ``(r, A)``
+        :param safest: the critic's safest, ``(r, A)``
         :return: the nearest action that the critic passes by itself, or else the one that it values most, ``(r, A)``
         """
 
@@ -142,8 +142,10 @@ class BoxShield:
             return values.reshape(r, k), slopes.reshape(r, k, size)
 
         sure = self.threshold + ROUNDING + (0.0 if self._verifier is None else self._band)
-        room = value(safest[:, None])[:, 0] - sure
-        aim = (sure + self._inset * np.where(room > 0.0, room, 0.0)).astype(np.float32)
+        aim: float | Floats = sure
+        if self._inset:
+            room = value(safest[:, None])[:, 0] - sure
+            aim = (sure + self._inset * np.where(room > 0.0, room, 0.0)).astype(np.float32)
         search = Search(value, proposed, safest, aim)
         if self._projection == "gradient":
             return gradient(search, slope, self._rounds)
