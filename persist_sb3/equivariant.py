@@ -290,6 +290,18 @@ class EquivariantCritic(ContinuousCritic):
             self.q_networks[index] = critic
             setattr(self, f"qf{index}", critic)
 
+    def forward(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if not actions.requires_grad:
+            return super().forward(obs, actions)
+        # The actor climbs: what the critics' own weights would learn from that, SAC throws away.
+        weights = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        for weight in weights:
+            weight.requires_grad_(False)
+        values = super().forward(obs, actions)
+        for weight in weights:
+            weight.requires_grad_()
+        return values
+
 
 class EquivariantOffPolicy(Symmetric):
     """:class:`Symmetric` for SAC's policies."""

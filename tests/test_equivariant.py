@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ContinuousCritic
 
 import persist_sb3  # noqa: F401  registers GridLife
 from persist_sb3.equivariant import (
@@ -158,6 +159,25 @@ def test_what_sac_does_and_values_in_an_image() -> None:
                 values, model.critic(other, torch.as_tensor(action[:, symmetry.action] * signs)), strict=True
             ):
                 np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_critics_learn_from_data_and_not_from_the_actor() -> None:
+    mirror = Symmetry(flip=[1, 2], action_flip=[0])
+    model = SAC(EquivariantSACPolicy, "Pendulum-v1", policy_kwargs={"symmetries": [mirror], **SMALL}, seed=0)
+    seen, action = torch.randn(6, 3), torch.randn(6, 1)
+    weights = list(model.critic.parameters())
+    weights[0].requires_grad_(False)
+
+    climbing = action.clone().requires_grad_()
+    torch.cat(model.critic(seen, climbing)).sum().backward()
+    assert all(weight.grad is None for weight in weights)
+    assert [weight.requires_grad for weight in weights] == [False] + [True] * (len(weights) - 1)
+
+    other = action.clone().requires_grad_()
+    (slopes,) = torch.autograd.grad(torch.cat(ContinuousCritic.forward(model.critic, seen, other)).sum(), other)
+    assert climbing.grad is not None and torch.equal(climbing.grad, slopes)
+    torch.cat(model.critic(seen, action)).sum().backward()
+    assert all(weight.grad is not None for weight in weights[1:])
 
 
 def test_sac_learns_with_it_and_saves_it(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ class _Spread(torch.autograd.Function):
         :return: ``(..., g, w)``
         """
         ctx.save_for_backward(back)
-        return weight[..., columns]
+        # Half of the time that indexing takes, or less.
+        return weight.index_select(-1, columns.flatten()).unflatten(-1, columns.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
