@@ -132,7 +132,7 @@ def main() -> None:
     own = parse(__doc__, "shield", conditions(Path()), seeds=5, timesteps=300_000, episodes=200)
     demonstrations = (own.folder / "demonstrations-memory.npz").resolve()
     if any(name.endswith("demonstrations") for name in own.only):
-        record(demonstrations, "--memory")
+        record(demonstrations, "--algo", "ppo_mask")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in own.only}
     tests: dict[str, Records] = {name: [] for name in own.only}
     for name, run in trained(ENV, conditions(demonstrations), own):

@@ -13,9 +13,11 @@ from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from persist_sb3 import hyperparams
 from persist_sb3.buffers.demonstrations import Demonstrations
 from persist_sb3.buffers.minari import write_minari
 from persist_sb3.envs.gridlife import GridLifeEnv
@@ -25,18 +27,18 @@ from persist_sb3.packages import import_packages, told
 from persist_sb3.progress import bar
 from persist_sb3.recording import record
 from persist_sb3.runs import Run
-from persist_sb3.wrappers import VecSpatialMemory
 
 EXAMPLES = """
 examples:
   %(prog)s --env GridLife-v0 --episodes 20 --output demos.npz     by a planner that knows GridLife's dynamics
   %(prog)s --env GridLifeContinuous-v0 --task-weight 3            the same for Box actions, collecting many items
-  %(prog)s --memory                                               as agents see it that remember what they saw
+  %(prog)s --env GridLifeScent-v0 --algo ppo_mask                 as agents of that entry see it, and are paid
   %(prog)s --agent logs/ppo/GridLife-v0_1 --drop-unsafe           a trained agent's, those in which it stays alive
   %(prog)s --minari gridlife/oracle-v0                            a dataset of Minari as well
 
 GridLife is played on layouts for training, so those for validation and test stay unseen. A trained agent plays with its
-layers around it, and its demonstrations are for trainings with the same layers. Open only runs that you trust.
+layers around it, the planner with those of --algo, and demonstrations are for trainings with the same layers. Open only
+runs that you trust.
 """
 
 ORACLE = "oracle"
@@ -123,9 +125,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what an item is worth to the oracle: 0 merely survives, 3 collects most (default: %(default)g)",
     )
     parser.add_argument(
-        "--memory",
-        action="store_true",
-        help="show the oracle's episodes as an agent with SpatialMemory sees them, as those of PPO's entries do",
+        "--algo",
+        choices=hyperparams.algorithms(),
+        metavar="ALGO",
+        help="show the oracle's episodes as agents of this algorithm's shipped entry see them and are paid for them: "
+        "with its layers, but for the shield (default: without layers)",
     )
     parser.add_argument(
         "--drop-unsafe", action="store_true", help="leave episodes out that violate a constraint, instead of stopping"
@@ -144,7 +148,7 @@ def _check(parser: argparse.ArgumentParser, own: argparse.Namespace) -> None:
     if not own.output.parent.is_dir():
         parser.error(f"--output {own.output}: there is no folder {own.output.parent}")
     if own.agent != ORACLE:
-        for option, value in (("--env", own.env), ("--task-weight", own.task_weight), ("--memory", own.memory)):
+        for option, value in (("--env", own.env), ("--task-weight", own.task_weight), ("--algo", own.algo)):
             if value:
                 parser.error(f"{option} {value} is about the oracle: the run {own.agent} says what it plays")
 
@@ -162,7 +166,24 @@ def _oracle(own: argparse.Namespace) -> tuple[PolicyPredictor, VecEnv]:
     worlds = GridLifeVecEnv(min(own.episodes, MOST_ENVS), split="train", **spec.kwargs)
     planner = BeamPlanner(worlds.params, task_weight=own.task_weight)
     oracle = ContinuousOracle if isinstance(worlds.action_space, spaces.Box) else OraclePolicy
-    return oracle(planner, worlds.snapshot), VecSpatialMemory(worlds) if own.memory else worlds
+    return oracle(planner, worlds.snapshot), worlds if own.algo is None else _layered(worlds, own.algo, spec.id)
+
+
+def _layered(worlds: VecEnv, algo: str, env_id: str) -> VecEnv:
+    """
+    :param worlds: without layers
+    :param algo: rl-zoo3's name of an algorithm
+    :param env_id: of the worlds
+    :return: with the layers of the shipped entry, but for the shield, which has not learned anything yet
+    :raises ValueError: if there is no entry
+    """
+    entries = hyperparams.load(algo)
+    if env_id not in entries:
+        known = ", ".join(name for name in entries if name.startswith("GridLife"))
+        raise ValueError(f"--algo {algo}: there is no entry for {env_id}, but for {known}")
+    layers = [each for each in entries[env_id].get("vec_env_wrapper", ()) if "ActionShield" not in str(each)]
+    wrap: Any = get_wrapper_class({"vec_env_wrapper": layers or None}, "vec_env_wrapper")
+    return worlds if wrap is None else wrap(worlds)
 
 
 def _trained(own: argparse.Namespace) -> tuple[PolicyPredictor, VecEnv]:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from persist_sb3.batch import Batch, take, tree_map, unflatten
 from persist_sb3.buffers import Demonstrations
+from persist_sb3.buffers.filled import fill
 from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.models.spec import StateSpec
+from persist_sb3.pupils import Pupil, pupil_of
 
 
 class BehaviourCloningCallback(PersistCallback):
@@ -23,13 +25,16 @@ class BehaviourCloningCallback(PersistCallback):
     demonstrated observations. A value function that knows nothing of such a policy would soon undo it, so for a while
     only the value function learns from experience.
 
-    For the on-policy algorithms: PPO, A2C, TRPO and MaskablePPO. A run that is resumed is left as it is.
+    For PPO, A2C, TRPO and MaskablePPO, and for SAC, TQC, TD3 and DDPG, whose replay buffer then begins with the
+    demonstrations, and which take no random steps first (their ``learning_starts`` become 0). Such demonstrations must
+    be paid as the agent is, so record them in the same layers. A run that is resumed is left as it is.
 
     :param demonstrations: safe episodes, or the file of :meth:`Demonstrations.save
         <persist_sb3.buffers.Demonstrations.save>` that holds them
     :param augment: clone the mirror images of each transition, too, by the symmetries that the environment declares
         (see :class:`~persist_sb3.symmetry.Symmetry`)
-    :param value_steps: timesteps from the first on, in which only the value function learns
+    :param value_steps: timesteps from the first on, in which only the value function learns; off-policy the critics,
+        while SAC's and TQC's entropy coefficient stays what it is
     :param gradient_steps: how many, of the cloning
     :param batch_size: transitions in a gradient step
     :param learning_rate: of Adam
@@ -70,6 +75,9 @@ class BehaviourCloningCallback(PersistCallback):
         self.weight_decay = weight_decay
         self.cloned = False
         self._held: list[torch.nn.Parameter] = []
+        self._log_ent_coef: torch.Tensor | None = None
+        # Of the demonstrated rewards, until they were compared with the first that the agent gets.
+        self._terms: set[str] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """
@@ -84,49 +92,79 @@ class BehaviourCloningCallback(PersistCallback):
         self.cloned = state["cloned"]
 
     def _on_training_start(self) -> None:
-        policy: Any = self.model.policy
-        if isinstance(policy, RecurrentActorCriticPolicy) or not hasattr(policy, "evaluate_actions"):
+        pupil = pupil_of(self.model)
+        if pupil is None:
             raise RuntimeError(
-                f"BehaviourCloningCallback cannot clone into a {type(policy).__name__}: it is for PPO, A2C, TRPO and "
-                "MaskablePPO. Give the demonstrations to ViabilityCallback alone"
+                f"BehaviourCloningCallback cannot clone into a {type(self.model.policy).__name__}: it is for PPO, A2C, "
+                "TRPO and MaskablePPO, and for SAC, TQC (without use_sde), TD3 and DDPG. Give the demonstrations to "
+                "ViabilityCallback alone"
             )
         self.state.register("behaviour_cloning", self)
         if not self.cloned and self.model.num_timesteps == 0:
-            self._clone()
+            shown = self.demonstrations
+            if not isinstance(shown, Demonstrations):
+                shown = Demonstrations.load(shown, self.lookup("viability"))
+            if isinstance(self.model, OffPolicyAlgorithm):
+                fill(self.model, shown.transitions)
+                self.model.learning_starts = 0
+                self._terms = set(shown.transitions.terms)
+            self._clone(pupil, shown)
             self.cloned = True
             if self.value_steps:
-                self._hold()
+                self._hold(pupil)
         super()._on_training_start()
 
     def _on_step(self) -> bool:
+        if self._terms is not None:
+            self._require_terms(self._terms)
+            self._terms = None
         if self._held and self.num_timesteps >= self.value_steps:
             self._release()
         return super()._on_step()
 
+    def _on_rollout_start(self) -> None:
+        if self._held and self._log_ent_coef is not None:
+            model: Any = self.model
+            model.log_ent_coef.data.copy_(self._log_ent_coef)
+        super()._on_rollout_start()
+
     def _on_training_end(self) -> None:
         self._release()
 
-    def _hold(self) -> None:
-        """Keep the policy as it is: all of its parameters but those that only the value function uses."""
-        policy: Any = self.model.policy
-        value = {
-            id(parameter)
-            for part in (policy.mlp_extractor.value_net, policy.value_net)
-            for parameter in part.parameters()
-        }
-        self._held = [p for p in policy.parameters() if p.requires_grad and id(p) not in value]
+    def _require_terms(self, shown: set[str]) -> None:
+        """
+        :param shown: terms of the demonstrated rewards
+        :raises RuntimeError: if the environment's consist of others
+        """
+        paid = set(self.locals["infos"][0].get("reward_terms", ()))
+        if paid != shown:
+            raise RuntimeError(
+                f"the demonstrated rewards consist of {sorted(shown)}, and those of this environment of "
+                f"{sorted(paid)}: record the demonstrations with the layers of this training"
+            )
+
+    def _hold(self, pupil: Pupil) -> None:
+        """
+        Keep the policy as it is.
+
+        :param pupil: the policy
+        """
+        self._held = pupil.choosing
         for parameter in self._held:
             parameter.requires_grad_(False)
+        log_ent_coef = getattr(self.model, "log_ent_coef", None)
+        self._log_ent_coef = None if log_ent_coef is None else log_ent_coef.detach().clone()
 
     def _release(self) -> None:
         for parameter in self._held:
             parameter.requires_grad_(True)
         self._held = []
 
-    def _clone(self) -> None:
-        shown = self.demonstrations
-        if not isinstance(shown, Demonstrations):
-            shown = Demonstrations.load(shown, self.lookup("viability"))
+    def _clone(self, pupil: Pupil, shown: Demonstrations) -> None:
+        """
+        :param pupil: the policy
+        :param shown: what it is to do
+        """
         observation, action = self._images(shown) if self.augment else _pairs(shown)
         normalizer: Any = unwrap_vec_normalize(self.training_env)
         if normalizer is not None and normalizer.norm_obs:
@@ -136,21 +174,20 @@ class BehaviourCloningCallback(PersistCallback):
             else:
                 normalizer.obs_rms.update(observation)
             observation = normalizer.normalize_obs(observation)
-        policy: Any = self.model.policy
+        policy = self.model.policy
         tensors = tree_map(lambda leaf: torch.as_tensor(leaf, device=policy.device), observation)
-        actions = torch.as_tensor(action, device=policy.device)
+        actions = torch.as_tensor(pupil.encode(action), device=policy.device)
         generator = np.random.default_rng(self.model.seed)
-        optimizer = torch.optim.Adam(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.Adam(pupil.groups(self.learning_rate), weight_decay=self.weight_decay)
         policy.set_training_mode(True)
         for _ in range(self.gradient_steps):
             rows = generator.integers(len(actions), size=self.batch_size)
-            _, log_prob, _ = policy.evaluate_actions(take(tensors, rows), actions[rows])
-            loss = -log_prob.mean()
+            loss, distance = pupil.loss(take(tensors, rows), actions[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         if self.verbose > 0:
-            print(f"The policy gives the demonstrated actions a mean log-likelihood of {-float(loss.detach()):.3f}")
+            print(f"The policy differs from the demonstrations by {float(distance.detach()):.3f}")
 
     def _images(self, shown: Demonstrations) -> tuple[Batch, NDArray[Any]]:
         """
