@@ -217,6 +217,14 @@ def test_masks_say_which_actions_pass() -> None:
         env.step(np.array([0, 1]))
 
 
+@pytest.mark.parametrize("asked", [{"inset": 0.5}, {"projection": "gradient"}], ids=str)
+def test_what_is_about_box_actions_is_refused_where_there_are_none(asked: dict[str, Any]) -> None:
+    env = VecInternalState(DummyVecEnv([Walker]), **LIMITS)
+    (key,) = asked
+    with pytest.raises(RuntimeError, match=rf"{key}=\S+ is about Box actions, and Discrete\(3\) is none: leave it out"):
+        VecActionShield(env, **asked)
+
+
 def test_box_actions_have_no_masks() -> None:
     env = VecInternalState(DummyVecEnv([lambda: Walker(action="box")]), **LIMITS)
     assert not is_masking_supported(VecActionShield(env))

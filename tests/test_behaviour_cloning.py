@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sb3_contrib import RecurrentPPO
-from stable_baselines3 import DQN, PPO
+from sb3_contrib import TQC, RecurrentPPO
+from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from persist_sb3.buffers import Demonstrations
+from persist_sb3.buffers import Demonstrations, RecomputedBonusReplayBuffer
+from persist_sb3.buffers.filled import fill
 from persist_sb3.callbacks import BehaviourCloningCallback
 from persist_sb3.recording import record
-from persist_sb3.wrappers import VecInternalState
+from persist_sb3.wrappers import VecHomeostatReward, VecInternalState
 from tests.toys import Walker
 
 
@@ -98,10 +99,119 @@ def test_a_run_that_is_resumed_is_left_as_it_is(
     resumed.learn(64, callback=BehaviourCloningCallback(shown, gradient_steps=50))
 
 
-@pytest.mark.parametrize("algorithm", [DQN, RecurrentPPO])
+# --- off-policy
+
+
+class Steady:
+    """Does half of what brings the battery to 0.9, and heats by as much."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> Any:
+        return 1.2 * (0.9 - observation[:, :1]) * np.ones((1, 2)) - 0.1, state
+
+
+def make_box(n: int = 2, **reward: Any) -> VecEnv:
+    walkers = DummyVecEnv([partial(Walker, "box", "box", 12)] * n)
+    constraints = ["battery >= 0.1", "heat in [0.0, 1.0]"]
+    venv = VecInternalState(walkers, dims=["battery", "heat"], constraints=constraints, mu=[0.7, 0.5])
+    return VecHomeostatReward(venv, **reward) if reward else venv
+
+
+def shown_to(venv: VecEnv, episodes: int = 6) -> Demonstrations:
+    return record(Steady(), venv, episodes, seed=0)
+
+
+def off_policy(algorithm: Any, venv: VecEnv, **kwargs: Any) -> Any:
+    parameters = {"policy_kwargs": {"net_arch": [32, 32]}, "train_freq": 4, "learning_starts": 500, **kwargs}
+    return algorithm("MlpPolicy", venv, seed=0, device="cpu", **parameters)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TQC, TD3, DDPG])
+def test_an_off_policy_actor_does_what_was_shown(algorithm: Any) -> None:
+    shown = shown_to(make_box())
+    model = off_policy(algorithm, make_box())
+    seen, wanted = shown.transitions.observation, shown.transitions.executed_action
+    before = np.abs(model.predict(seen, deterministic=True)[0] - wanted).max()
+    model.learn(64, callback=BehaviourCloningCallback(shown, value_steps=10_000, gradient_steps=1000))
+    after = np.abs(model.predict(seen, deterministic=True)[0] - wanted).max()
+    assert after < 0.1 < before
+    assert all(parameter.requires_grad for parameter in model.actor.parameters())
+    assert model.learning_starts == 0 and model._n_updates > 0
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TQC])
+def test_it_is_as_random_as_the_algorithm_is_going_to_ask_for(algorithm: Any) -> None:
+    shown = shown_to(make_box())
+    seen = torch.as_tensor(shown.transitions.observation)
+    entropy = {}
+    for target in (-10.0, 0.5):
+        model = off_policy(algorithm, make_box(), target_entropy=target)
+        model.learn(2, callback=BehaviourCloningCallback(shown, value_steps=10_000, gradient_steps=1000))
+        with torch.no_grad():
+            log_prob = torch.cat([model.actor.action_log_prob(seen)[1] for _ in range(50)])
+        entropy[target] = -float(log_prob.mean())
+    assert entropy[0.5] == pytest.approx(0.5, abs=0.2)
+    assert entropy[-10.0] < 0.0
+
+
+@pytest.mark.parametrize("num_envs", [1, 5])
+def test_the_replay_buffer_begins_with_what_was_shown(num_envs: int) -> None:
+    shown = shown_to(make_box(), episodes=6).transitions
+    model = off_policy(SAC, make_box(num_envs))
+    fill(model, shown)
+    buffer, length = model.replay_buffer, len(shown) // num_envs
+    assert buffer.pos == length
+    rows = np.arange(num_envs * length).reshape(num_envs, length).T
+    np.testing.assert_allclose(buffer.observations[:length], shown.observation[rows])
+    np.testing.assert_allclose(buffer.next_observations[:length], shown.next_observation[rows])
+    np.testing.assert_allclose(buffer.actions[:length], shown.executed_action[rows], atol=1e-6)
+    np.testing.assert_allclose(buffer.rewards[:length], shown.reward[rows], rtol=1e-6)
+    # Values go on behind the last step of an episode that was cut off, and of a stretch.
+    ended = buffer.dones[:length] * (1.0 - buffer.timeouts[:length])
+    np.testing.assert_array_equal(ended, shown.terminated[rows])
+    assert buffer.dones[length - 1].all()
+
+
+def test_only_the_critics_learn_at_first_and_the_coefficient_stays() -> None:
+    shown = shown_to(make_box())
+    after = {}
+    for steps in (16, 400, 1200):
+        model = off_policy(SAC, make_box(), ent_coef="auto_0.05")
+        model.learn(steps, callback=BehaviourCloningCallback(shown, value_steps=600, gradient_steps=50))
+        weights = torch.cat([parameter.detach().flatten() for parameter in model.actor.parameters()])
+        values = torch.cat([parameter.detach().flatten() for parameter in model.critic.parameters()])
+        after[steps] = weights, values, float(model.log_ent_coef.detach().exp())
+    assert torch.equal(after[16][0], after[400][0]) and not torch.equal(after[16][1], after[400][1])
+    # What the training after the last rollout made of it has not been taken back.
+    assert after[400][2] == pytest.approx(0.05, rel=0.01)
+    assert not torch.equal(after[400][0], after[1200][0]) and after[1200][2] != pytest.approx(0.05, rel=0.05)
+
+
+def test_rewards_of_other_layers_are_refused() -> None:
+    model = off_policy(SAC, make_box(weight=0.5))
+    with pytest.raises(RuntimeError, match=r"consist of \['task'\], and .* of \['homeo', 'task'\]: record"):
+        model.learn(64, callback=BehaviourCloningCallback(shown_to(make_box()), gradient_steps=10))
+
+
+def test_buffers_that_cannot_hold_what_was_shown() -> None:
+    shown = shown_to(make_box())
+    with pytest.raises(RuntimeError, match=r"buffer_size=60 holds no more than the 72 demonstrated transitions of 2"):
+        fill(off_policy(SAC, make_box(), buffer_size=60), shown.transitions)
+    with pytest.raises(RuntimeError, match="72 demonstrated transitions are not one for each of 80 environments"):
+        fill(off_policy(SAC, make_box(80)), shown.transitions)
+    model = off_policy(SAC, make_box(), replay_buffer_class=RecomputedBonusReplayBuffer)
+    with pytest.raises(RuntimeError, match="a RecomputedBonusReplayBuffer cannot begin with demonstrations"):
+        fill(model, shown.transitions)
+
+
+@pytest.mark.parametrize("algorithm", [DQN, RecurrentPPO, "gSDE"])
 def test_other_policies_are_refused(shown: Demonstrations, algorithm: Any) -> None:
     policy = "MlpLstmPolicy" if algorithm is RecurrentPPO else "MlpPolicy"
-    model = algorithm(policy, make(), device="cpu")
+    if algorithm == "gSDE":
+        model = off_policy(SAC, make_box(), use_sde=True)
+    else:
+        model = algorithm(policy, make(), device="cpu")
     with pytest.raises(RuntimeError, match=rf"cannot clone into a {type(model.policy).__name__}: it is for PPO"):
         model.learn(64, callback=BehaviourCloningCallback(shown))
 

@@ -201,7 +201,7 @@ def shielded(algo: str = "PPO", env: str = "CartPole-v1", train: dict[str, Any] 
 
 
 def test_the_shield_is_the_outermost_layer_through_every_door() -> None:
-    config = shielded(threshold=0.15, correction="replace", intervention_penalty=0.5, fallback=1, inset=0.25)
+    config = shielded(threshold=0.15, correction="replace", intervention_penalty=0.5, fallback=1)
     single = config.wrap(gym.make("CartPole-v1"))
     vec = config.wrap_vec(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
     wrapper: Any = get_wrapper_class(config.zoo_entry(), "vec_env_wrapper")
@@ -210,8 +210,22 @@ def test_the_shield_is_the_outermost_layer_through_every_door() -> None:
     assert isinstance(vec, VecActionShield) and isinstance(zoo, VecActionShield)
     for layer in (single.layer, vec.layer, zoo.layer):
         assert (layer.threshold, layer.correction, layer.intervention_penalty) == (0.15, "replace", 0.5)
-        assert layer.mode == "critic" and layer.fallback == 1 and layer.inset == 0.25
+        assert layer.mode == "critic" and layer.fallback == 1
     assert [type(callback).__name__ for callback in config.callbacks()] == ["ViabilityCallback", "MetricsCallback"]
+
+
+@pytest.mark.parametrize("algo", ["PPO", "SAC"])
+def test_what_is_asked_of_box_actions_arrives(algo: str) -> None:
+    (layer,) = [layer for layer in boxed(algo, projection="gradient", inset=0.25) if "ActionShield" in str(layer)]
+    (given,) = layer.values()
+    assert (given["projection"], given["inset"]) == ("gradient", 0.25)
+    (layer,) = [layer for layer in boxed(algo) if "ActionShield" in str(layer)]
+    assert not {"projection", "inset"} & set(*layer.values())
+
+
+def boxed(algo: str, **shield: Any) -> Any:
+    config = shielded(algo, "GridLifeContinuous-v0", **shield)
+    return config.zoo_entry()["vec_env_wrapper"]
 
 
 @pytest.mark.parametrize("asked", [{}, {"residual": True}, {"pieces": 8}], ids=str)

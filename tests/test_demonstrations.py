@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
@@ -403,6 +404,19 @@ def test_the_command_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "already exists" in capsys.readouterr().out
 
 
+def test_the_planner_is_shown_and_paid_as_an_entry_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "demos.npz"
+    command = ["--env", "GridLifeContinuousScent-v0", "--algo", "sac", "--episodes", "1", "--output", str(path)]
+    assert demonstrate(command) == 0
+    with gym.make("GridLifeContinuousScentMemory-v0") as env:
+        seen = env.observation_space
+    shown = Demonstrations.load(path, GridLifeVecEnv(1, continuous=True).viability).transitions
+    assert isinstance(seen, spaces.Dict) and isinstance(shown.observation, dict) and set(shown.observation) == set(seen)
+    assert shown.observation["window"].shape[1:] == seen["window"].shape
+    assert set(shown.terms) == {"task", "homeo"} and (shown.terms["homeo"] != 0.0).any()
+    np.testing.assert_allclose(shown.reward, sum(shown.terms.values()), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -413,6 +427,11 @@ def test_the_command_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         (["--output", "nowhere/demos.npz"], "there is no folder nowhere"),
         (["--env", "GridLifeExplore-v0", "--task-weight", "1"], "the planner can only collect items"),
         (["--gym-packages", "no_such_module"], "no_such_module"),
+        (
+            ["--env", "GridLifeExplore-v0", "--algo", "sac"],
+            "there is no entry for GridLifeExplore-v0, but for GridLifeC",
+        ),
+        (["--agent", "logs", "--algo", "sac"], "--algo sac is about the oracle"),
     ],
 )
 def test_the_command_says_what_is_wrong(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from persist_sb3.config.section import Count, Entry, NonNegative, Positive, Section, Share, listed
-from persist_sb3.config.train import CONTINUOUS_OFF_POLICY, ON_POLICY
+from persist_sb3.config.train import ON_POLICY
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.enumerated import Correction
 from persist_sb3.shield.lookahead import Mode
@@ -115,8 +115,9 @@ class ShieldSection(Section):
         return "ActionShield", {
             "threshold": self.threshold,
             "correction": self.correction or ("mask" if algo == "ppo_mask" else "project"),
-            "projection": self.projection if algo in CONTINUOUS_OFF_POLICY else None,
-            "inset": self.inset,
+            # Of Box actions alone, and refused by the layer where there are none.
+            "projection": None if self.projection == "cem" else self.projection,
+            "inset": self.inset or None,
             # Off-policy the penalty is paid in the replay buffer, by the proposed action alone.
             "intervention_penalty": self.intervention_penalty if algo in ON_POLICY else None,
             "min_updates": self.min_updates,

@@ -216,6 +216,9 @@ class ActionShieldLayer(InterveningLayer):
         self.lookahead = replace(self.lookahead, belief=self.belief_entries)
         if self.spec.continuous and self.correction == "mask":
             raise RuntimeError(f"correction='mask' cannot mask {action_space}: use 'project' or 'replace'")
+        for key, value, usual in (("inset", self.inset, 0.0), ("projection", self.projection, "cem")):
+            if value != usual and not self.spec.continuous:
+                raise RuntimeError(f"{key}={value!r} is about Box actions, and {action_space} is none: leave it out")
         #: Actions known to be safe, ``(k, ...)``.
         self.fallback: NDArray[Any] | None = None
         if self._fallback is not None:
