@@ -9,6 +9,7 @@ Agents that are there already are not trained again, so the benchmark can be int
     python -m benchmarks.continuous                               # 3 seeds of all
     python -m benchmarks.continuous --only GridLifeContinuousScent-v0
     python -m benchmarks.continuous --only GridLifeContinuousScent-v0 --conditions memory
+    python -m benchmarks.continuous --only Pendulum-v1 --conditions demonstrations
     python -m benchmarks.continuous --seeds 1 --fraction 0.4      # a quick look
     python -m benchmarks.continuous --seeds 3 --first-seed 2      # one more agent than there are results of
 """
@@ -33,6 +34,7 @@ from benchmarks.kept import save, saved
 from persist_sb3 import hyperparams, plots
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord, read_episodes
+from persist_sb3.recording import record
 from persist_sb3.runs import Run
 from persist_sb3.train import train
 
@@ -41,10 +43,17 @@ SHIELD = "persist_sb3.wrappers.VecActionShield"
 METRICS = "persist_sb3.callbacks.MetricsCallback"
 CRITIC = "persist_sb3.callbacks.ViabilityCallback"
 MEMORY = "persist_sb3.wrappers.VecSpatialMemory"
+CLONING = "persist_sb3.callbacks.BehaviourCloningCallback"
 CONDITIONS = ("bare SB3", "homeostat", "homeostat + shield")
 #: Where the entry has a memory, which bare SB3 has not: what memory and equivariant networks do alone.
 ALONE = "memory"
-ALL = (*CONDITIONS, ALONE)
+#: The shield, and episodes by the shielded agent of seed 0, which critic and policy begin with.
+SHOWN = "demonstrations"
+ALL = (*CONDITIONS, ALONE, SHOWN)
+#: How many episodes.
+EPISODES = 20
+#: Share of a training in which the policy stays what it was shown, while its critics learn.
+HELD = 0.15
 
 Figures = dict[str, float]
 #: Further figures of an agent: from its run, its training episodes and its test episodes.
@@ -95,16 +104,21 @@ TASKS = {
 }
 
 
-def options(env_id: str, task: Task, condition: str) -> list[str]:
+def options(env_id: str, task: Task, condition: str, shown: str = "") -> list[str]:
     """
     :param env_id: environment
     :param task: its algorithm
     :param condition: one of ``ALL``
+    :param shown: a file of demonstrations, for ``SHOWN``
     :return: what ``train.py`` is told
     """
     given = [] if task.package is None else ["--gym-packages", task.package]
     shipped = hyperparams.load(task.algo)
     entry, apart = shipped[env_id], env_id + hyperparams.SHIELDED in shipped
+    if condition == SHOWN:
+        callbacks = [learning_from(shown, each) for each in shielded(env_id, task.algo)["callback"]]
+        cloning = {CLONING: {"demonstrations": shown, "value_steps": round(HELD * task.timesteps)}}
+        return [*given, *(["--shield"] if apart else []), "-params", f"callback:{[*callbacks, cloning]}"]
     if condition == "homeostat + shield":
         return [*given, "--shield"] if apart else given
     if condition == "homeostat" and apart:
@@ -125,7 +139,46 @@ def options(env_id: str, task: Task, condition: str) -> list[str]:
     return [*given, "-params", *changed]
 
 
-def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, logs: Path) -> Path:
+def shielded(env_id: str, algo: str) -> dict[str, Any]:
+    """
+    :param env_id: environment
+    :param algo: rl-zoo3's name of its algorithm
+    :return: its shipped hyperparameters with a shield
+    """
+    shipped = hyperparams.load(algo)
+    return shipped.get(env_id + hyperparams.SHIELDED, shipped[env_id])
+
+
+def learning_from(shown: str, callback: str | dict[str, Any]) -> str | dict[str, Any]:
+    """
+    :param shown: a file of demonstrations
+    :param callback: an entry of ``callback``
+    :return: the same; the viability critic's learns from the demonstrations, too
+    """
+    if name_of(callback) != CRITIC:
+        return callback
+    given = {} if isinstance(callback, str) else callback[CRITIC]
+    return {CRITIC: {**given, "demonstrations": shown}}
+
+
+def demonstrated(env_id: str, task: Task, timesteps: int, folder: Path) -> str:
+    """
+    :param env_id: environment
+    :param task: its algorithm
+    :param timesteps: of the training of the agent that shows how to live
+    :param folder: where runs are kept
+    :return: the file of its episodes; if it is there already, none is played again
+    """
+    path = folder / str(timesteps) / f"{env_id}-{EPISODES}.npz"
+    if not path.is_file():
+        run = Run(trained(env_id, task, "homeostat + shield", 0, timesteps, folder))
+        venv = run.make_env(EPISODES, split="train")
+        record(run.load_model(venv, seed=0), venv, EPISODES, seed=0, drop_unsafe=True).save(path)
+        venv.close()
+    return str(path.resolve())
+
+
+def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, folder: Path) -> Path:
     """
     Train an agent in this process: imports would take longer than a short training.
 
@@ -134,15 +187,18 @@ def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, 
     :param condition: one of ``ALL``
     :param seed: of the run
     :param timesteps: of the run
-    :param logs: where the run is kept; if it is there already, it is not trained again
+    :param folder: where runs are kept; one that is there already is not trained again
     :return: the run's folder
     """
+    logs = folder / str(timesteps) / condition.replace(" ", "-") / f"seed-{seed}"
     run = logs / task.algo / f"{env_id}_1"
     if not (run / f"{env_id}.zip").is_file():
         # What an interrupted training left would make rl-zoo3 choose another folder.
         shutil.rmtree(run, ignore_errors=True)
         arguments = ["--algo", task.algo, "--env", env_id, "--seed", str(seed), "-n", str(timesteps), "-f", str(logs)]
-        arguments += ["--eval-freq", "-1", "--device", "cpu", "--verbose", "0", *options(env_id, task, condition)]
+        shown = demonstrated(env_id, task, timesteps, folder) if condition == SHOWN else ""
+        arguments += ["--eval-freq", "-1", "--device", "cpu", "--verbose", "0"]
+        arguments += options(env_id, task, condition, shown)
         with contextlib.redirect_stdout(io.StringIO()):
             train(arguments)
     return run
@@ -292,8 +348,7 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
         for env_id, condition, seed in work:
             task = tasks[env_id]
             steps = round(own.fraction * task.timesteps)
-            logs = own.folder / str(steps) / condition.replace(" ", "-") / f"seed-{seed}"
-            path = trained(env_id, task, condition, seed, steps, logs)
+            path = trained(env_id, task, condition, seed, steps, own.folder)
             for name, value in measure(path, task, steps, own.episodes).items():
                 found[env_id][condition].setdefault(name, []).append(value)
             progress.advance(bar)

@@ -85,6 +85,20 @@ def test_agents_have_what_their_condition_says(
     assert bool(changed) is not equivariant
 
 
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "GridLifeContinuousScent-v0"])
+def test_whom_demonstrations_are_shown_to(env_id: str) -> None:
+    *before, given = options(env_id, TASKS[env_id], "demonstrations", "demos.npz")
+    assert before == (["--shield", "-params"] if env_id == "Pendulum-v1" else ["-params"])
+    name, _, callbacks = given.partition(":")
+    shown = {}
+    for each in ast.literal_eval(callbacks):
+        if isinstance(each, dict):
+            ((kind, parameters),) = each.items()
+            shown[kind.rpartition(".")[2]] = parameters.get("demonstrations")
+    assert name == "callback" and shown.pop("GradientStepsCallback", None) is None
+    assert shown == {"ViabilityCallback": "demos.npz", "BehaviourCloningCallback": "demos.npz"}
+
+
 def test_further_seeds_go_on_from_the_results() -> None:
     figures = {"task return": [1.0, 2.0, 3.0], "violations": [0.0, 4.0, 5.0]}
     result = {"timesteps": 100, "episodes": 20, "conditions": {"bare": figures, "shield": {"task return": [7.0]}}}
