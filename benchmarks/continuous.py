@@ -276,7 +276,8 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
                 values = result["conditions"][condition][name]
                 axis.bar(place, np.mean(values), color=f"C{place}", alpha=0.6)
                 axis.plot([place] * len(values), values, "k.", markersize=4)
-            axis.set_xticks(range(len(result["conditions"])), list(result["conditions"]), fontsize=7)
+            names = [condition.replace(" + ", "\n+ ") for condition in result["conditions"]]
+            axis.set_xticks(range(len(names)), names, fontsize=7)
             axis.set_title(f"{env_id}: {name}", fontsize=8)
     figure.tight_layout()
     plots.save(figure, path)
