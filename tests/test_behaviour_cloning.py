@@ -177,7 +177,7 @@ def test_only_the_critics_learn_at_first_and_the_coefficient_stays() -> None:
     shown = shown_to(make_box())
     after = {}
     for steps in (16, 400, 1200):
-        model = off_policy(SAC, make_box(), ent_coef="auto_0.05")
+        model = off_policy(SAC, make_box(), ent_coef="auto_0.05", learning_rate=3e-3)
         model.learn(steps, callback=BehaviourCloningCallback(shown, value_steps=600, gradient_steps=50))
         weights = torch.cat([parameter.detach().flatten() for parameter in model.actor.parameters()])
         values = torch.cat([parameter.detach().flatten() for parameter in model.critic.parameters()])
