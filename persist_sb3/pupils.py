@@ -7,11 +7,8 @@ import torch
 from numpy.typing import NDArray
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from sb3_contrib.tqc.policies import TQCPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.sac.policies import SACPolicy
-from stable_baselines3.td3.policies import TD3Policy
 
 #: A squashed Gaussian never quite reaches the limits of a Box, where demonstrations often are: they are taken as this
 #: share of the way there.
@@ -85,7 +82,7 @@ class SquashedPupil:
     :param target_entropy: what the algorithm asks for, in nats
     """
 
-    def __init__(self, policy: SACPolicy | TQCPolicy, target_entropy: float) -> None:
+    def __init__(self, policy: Any, target_entropy: float) -> None:
         self._policy = policy
         self._target = target_entropy
         self._log_price = torch.full((), np.log(0.1), device=policy.device, requires_grad=True)
@@ -98,7 +95,8 @@ class SquashedPupil:
 
     def encode(self, action: NDArray[Any]) -> NDArray[Any]:
         """See :class:`Pupil`."""
-        return self._policy.scale_action(action).clip(-EDGE, EDGE)
+        encoded: NDArray[Any] = self._policy.scale_action(action).clip(-EDGE, EDGE)
+        return encoded
 
     def loss(self, observation: Any, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`Pupil`."""
@@ -118,7 +116,7 @@ class DeterministicPupil:
     :param policy: theirs
     """
 
-    def __init__(self, policy: TD3Policy) -> None:
+    def __init__(self, policy: Any) -> None:
         self._policy = policy
         self.choosing = list(policy.actor.parameters())
 
@@ -128,7 +126,8 @@ class DeterministicPupil:
 
     def encode(self, action: NDArray[Any]) -> NDArray[Any]:
         """See :class:`Pupil`."""
-        return self._policy.scale_action(action)
+        encoded: NDArray[Any] = self._policy.scale_action(action)
+        return encoded
 
     def loss(self, observation: Any, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`Pupil`."""
@@ -144,7 +143,9 @@ def pupil_of(model: BaseAlgorithm) -> Pupil | None:
     policy: Any = model.policy
     if isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy):
         return None if isinstance(policy, RecurrentActorCriticPolicy) else OnPolicyPupil(policy)
-    if isinstance(policy, SACPolicy | TQCPolicy) and not policy.actor.use_sde:
+    # By name, since what is below callbacks takes from SB3 what its algorithms have in common, and no algorithm.
+    kinds = {kind.__name__ for kind in type(policy).__mro__}
+    if kinds & {"SACPolicy", "TQCPolicy"} and not policy.actor.use_sde:
         algorithm: Any = model
         return SquashedPupil(policy, float(algorithm.target_entropy))
-    return DeterministicPupil(policy) if isinstance(policy, TD3Policy) else None
+    return DeterministicPupil(policy) if "TD3Policy" in kinds else None

@@ -3,7 +3,6 @@
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from persist_sb3.batch import take
 from persist_sb3.buffers.recomputed import RecomputedBonusReplayBuffer
@@ -21,7 +20,9 @@ def fill(model: OffPolicyAlgorithm, shown: Transitions) -> None:
     :raises RuntimeError: if the buffer is too small, or keeps more than transitions tell
     """
     buffer = model.replay_buffer
-    if not isinstance(buffer, ReplayBuffer) or isinstance(buffer, HerReplayBuffer | RecomputedBonusReplayBuffer):
+    # SB3's HerReplayBuffer by name, since this takes from SB3 what its algorithms have in common.
+    hindsight = any(kind.__name__ == "HerReplayBuffer" for kind in type(buffer).__mro__)
+    if hindsight or not isinstance(buffer, ReplayBuffer) or isinstance(buffer, RecomputedBonusReplayBuffer):
         raise RuntimeError(
             f"a {type(buffer).__name__} cannot begin with demonstrations: it keeps more than a transition tells. Use a "
             "ReplayBuffer, or one of persist_sb3.buffers.replay"
