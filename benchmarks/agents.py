@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -176,16 +176,27 @@ def evaluate_run(path: Path, episodes: int, *, shield: bool = True) -> Records:
     :return: evaluation episodes on test layouts, the same ones for every run
     """
     name = f"test-{episodes}.json" if shield else f"test-{episodes}-unshielded.json"
-    lines = kept(path / name, lambda: [record.to_json() for record in _play(path, episodes, shield)])
+    return played(path, episodes, name, None if shield else {"min_updates": sys.maxsize})
+
+
+def played(path: Path, episodes: int, name: str, changed: Mapping[str, Any] | None = None) -> Records:
+    """
+    :param path: the run's folder
+    :param episodes: how many
+    :param name: of the file in it where the episodes are kept; if they are there already, none is played again
+    :param changed: attributes of the run's shield that are to have other values
+    :return: evaluation episodes on test layouts, the same ones for every run
+    """
+    lines = kept(path / name, lambda: [record.to_json() for record in _play(path, episodes, changed or {})])
     return [EpisodeRecord.from_json(line) for line in lines]
 
 
-def _play(path: Path, episodes: int, shield: bool) -> Records:
+def _play(path: Path, episodes: int, changed: Mapping[str, Any]) -> Records:
     run = Run(path)
     venv = run.make_env(20, split="test")
     model = run.load_model(venv, seed=0)
-    if not shield:
-        shield_layer(venv).min_updates = sys.maxsize
+    for attribute, value in changed.items():
+        setattr(shield_layer(venv), attribute, value)
     records = [episode.record for episode in evaluate(model, venv, episodes, deterministic=False, seed=1_000_000)]
     venv.close()
     return records

@@ -104,21 +104,21 @@ TASKS = {
 }
 
 
-def options(env_id: str, task: Task, condition: str, shown: str = "") -> list[str]:
+def options(env_id: str, task: Task, condition: str, cloning: Mapping[str, Any] | None = None) -> list[str]:
     """
     :param env_id: environment
     :param task: its algorithm
     :param condition: one of ``ALL``
-    :param shown: a file of demonstrations, for ``SHOWN``
+    :param cloning: parameters of the callback that clones demonstrations, for ``SHOWN``
     :return: what ``train.py`` is told
     """
     given = [] if task.package is None else ["--gym-packages", task.package]
     shipped = hyperparams.load(task.algo)
     entry, apart = shipped[env_id], env_id + hyperparams.SHIELDED in shipped
-    if condition == SHOWN:
-        callbacks = [learning_from(shown, each) for each in shielded(env_id, task.algo)["callback"]]
-        cloning = {CLONING: {"demonstrations": shown, "value_steps": round(HELD * task.timesteps)}}
-        return [*given, *(["--shield"] if apart else []), "-params", f"callback:{[*callbacks, cloning]}"]
+    if cloning is not None:
+        shielded = shipped.get(env_id + hyperparams.SHIELDED, entry)
+        callbacks = [learning_from(cloning["demonstrations"], each) for each in shielded["callback"]]
+        return [*given, *(["--shield"] if apart else []), "-params", f"callback:{[*callbacks, {CLONING: cloning}]}"]
     if condition == "homeostat + shield":
         return [*given, "--shield"] if apart else given
     if condition == "homeostat" and apart:
@@ -139,16 +139,6 @@ def options(env_id: str, task: Task, condition: str, shown: str = "") -> list[st
     return [*given, "-params", *changed]
 
 
-def shielded(env_id: str, algo: str) -> dict[str, Any]:
-    """
-    :param env_id: environment
-    :param algo: rl-zoo3's name of its algorithm
-    :return: its shipped hyperparameters with a shield
-    """
-    shipped = hyperparams.load(algo)
-    return shipped.get(env_id + hyperparams.SHIELDED, shipped[env_id])
-
-
 def learning_from(shown: str, callback: str | dict[str, Any]) -> str | dict[str, Any]:
     """
     :param shown: a file of demonstrations
@@ -161,13 +151,14 @@ def learning_from(shown: str, callback: str | dict[str, Any]) -> str | dict[str,
     return {CRITIC: {**given, "demonstrations": shown}}
 
 
-def demonstrated(env_id: str, task: Task, timesteps: int, folder: Path) -> str:
+def demonstrated(env_id: str, task: Task, timesteps: int, folder: Path) -> dict[str, Any]:
     """
     :param env_id: environment
     :param task: its algorithm
-    :param timesteps: of the training of the agent that shows how to live
+    :param timesteps: of a training
     :param folder: where runs are kept
-    :return: the file of its episodes; if it is there already, none is played again
+    :return: parameters of the callback that clones the shielded agent of seed 0. If the file of its episodes is there
+        already, none is played again
     """
     path = folder / str(timesteps) / f"{env_id}-{EPISODES}.npz"
     if not path.is_file():
@@ -175,7 +166,7 @@ def demonstrated(env_id: str, task: Task, timesteps: int, folder: Path) -> str:
         venv = run.make_env(EPISODES, split="train")
         record(run.load_model(venv, seed=0), venv, EPISODES, seed=0, drop_unsafe=True).save(path)
         venv.close()
-    return str(path.resolve())
+    return {"demonstrations": str(path.resolve()), "value_steps": round(HELD * timesteps)}
 
 
 def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, folder: Path) -> Path:
@@ -196,9 +187,9 @@ def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, 
         # What an interrupted training left would make rl-zoo3 choose another folder.
         shutil.rmtree(run, ignore_errors=True)
         arguments = ["--algo", task.algo, "--env", env_id, "--seed", str(seed), "-n", str(timesteps), "-f", str(logs)]
-        shown = demonstrated(env_id, task, timesteps, folder) if condition == SHOWN else ""
+        cloning = demonstrated(env_id, task, timesteps, folder) if condition == SHOWN else None
         arguments += ["--eval-freq", "-1", "--device", "cpu", "--verbose", "0"]
-        arguments += options(env_id, task, condition, shown)
+        arguments += options(env_id, task, condition, cloning)
         with contextlib.redirect_stdout(io.StringIO()):
             train(arguments)
     return run

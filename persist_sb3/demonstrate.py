@@ -181,7 +181,7 @@ def _layered(worlds: VecEnv, algo: str, env_id: str) -> VecEnv:
     if env_id not in entries:
         known = ", ".join(name for name in entries if name.startswith("GridLife"))
         raise ValueError(f"--algo {algo}: there is no entry for {env_id}, but for {known}")
-    layers = [each for each in entries[env_id].get("vec_env_wrapper", ()) if "ActionShield" not in str(each)]
+    layers = [each for each in entries[env_id].get("vec_env_wrapper", ()) if not hyperparams.is_shield(each)]
     wrap: Any = get_wrapper_class({"vec_env_wrapper": layers or None}, "vec_env_wrapper")
     return worlds if wrap is None else wrap(worlds)
 

@@ -291,6 +291,11 @@ class EquivariantCritic(ContinuousCritic):
             setattr(self, f"qf{index}", critic)
 
     def forward(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        :param obs: a batch of observations, ``(n, ...)``
+        :param actions: in ``[-1, 1]``, ``(n, A)``. If they ask for a gradient, the critics' weights get none
+        :return: each critic's values, ``(n, 1)``
+        """
         if not actions.requires_grad:
             return super().forward(obs, actions)
         # The actor climbs: what the critics' own weights would learn from that, SAC throws away.

@@ -14,8 +14,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 #: share of the way there.
 EDGE = 0.97
 
+#: Price of entropy at the start, in nats of likelihood for a nat of entropy.
+PRICE = 0.1
+
 #: How much faster than the policy the price of entropy learns, which has but one parameter.
 HASTE = 10.0
+
+
+NATS = "nats (negative log-likelihood)"
 
 
 class Pupil(Protocol):
@@ -23,6 +29,8 @@ class Pupil(Protocol):
 
     #: Parameters that nothing but the choice of actions depends on.
     choosing: list[torch.nn.Parameter]
+    #: What the second result of :meth:`loss` is measured in.
+    unit: str
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """
@@ -50,6 +58,8 @@ class OnPolicyPupil:
 
     :param policy: theirs
     """
+
+    unit = NATS
 
     def __init__(self, policy: ActorCriticPolicy | MaskableActorCriticPolicy) -> None:
         self._policy = policy
@@ -82,10 +92,12 @@ class SquashedPupil:
     :param target_entropy: what the algorithm asks for, in nats
     """
 
+    unit = NATS
+
     def __init__(self, policy: Any, target_entropy: float) -> None:
         self._policy = policy
         self._target = target_entropy
-        self._log_price = torch.full((), np.log(0.1), device=policy.device, requires_grad=True)
+        self._log_price = torch.full((), np.log(PRICE), device=policy.device, requires_grad=True)
         self.choosing = list(policy.actor.parameters())
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
@@ -115,6 +127,8 @@ class DeterministicPupil:
 
     :param policy: theirs
     """
+
+    unit = "half-ranges of the action, squared"
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy

@@ -220,7 +220,7 @@ def _is_shielded(entry: dict[str, Any]) -> bool:
     :param entry: hyperparameters
     :return: whether a shield is among the layers
     """
-    return any("ActionShield" in str(layer) for layer in entry.get("vec_env_wrapper") or [])
+    return any(map(hyperparams.is_shield, entry.get("vec_env_wrapper") or []))
 
 
 def _shielded_ids(shipped: dict[str, Any]) -> list[str]:

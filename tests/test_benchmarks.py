@@ -87,7 +87,8 @@ def test_agents_have_what_their_condition_says(
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "GridLifeContinuousScent-v0"])
 def test_whom_demonstrations_are_shown_to(env_id: str) -> None:
-    *before, given = options(env_id, TASKS[env_id], "demonstrations", "demos.npz")
+    cloning = {"demonstrations": "demos.npz", "value_steps": 30}
+    *before, given = options(env_id, TASKS[env_id], "demonstrations", cloning)
     assert before == (["--shield", "-params"] if env_id == "Pendulum-v1" else ["-params"])
     name, _, callbacks = given.partition(":")
     shown = {}

@@ -187,7 +187,7 @@ class BehaviourCloningCallback(PersistCallback):
             loss.backward()
             optimizer.step()
         if self.verbose > 0:
-            print(f"The policy differs from the demonstrations by {float(distance.detach()):.3f}")
+            print(f"The policy differs from the demonstrations by {float(distance.detach()):.3f} {pupil.unit}")
 
     def _images(self, shown: Demonstrations) -> tuple[Batch, NDArray[Any]]:
         """

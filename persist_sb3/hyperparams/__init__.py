@@ -41,6 +41,14 @@ def load(algo: str) -> dict[str, dict[str, Any]]:
     return yaml.safe_load((FOLDER / f"{algo}.yml").read_text(encoding="utf-8"))
 
 
+def is_shield(layer: str | dict[str, Any]) -> bool:
+    """
+    :param layer: an entry of ``env_wrapper`` or ``vec_env_wrapper``
+    :return: whether it is a shield
+    """
+    return "ActionShield" in str(layer)
+
+
 def fit_symmetry(
     entry: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
 ) -> dict[str, Any]:
