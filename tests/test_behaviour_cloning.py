@@ -140,6 +140,18 @@ def test_an_off_policy_actor_does_what_was_shown(algorithm: Any) -> None:
     assert model.learning_starts == 0 and model._n_updates > 0
 
 
+def test_the_learning_rate_follows_its_schedule() -> None:
+    """At a rate of 0 nothing is learned: as if the cloning had ended there."""
+    shown = shown_to(make_box())
+    weights = []
+    for gradient_steps, rate in ((20, 1e-3), (40, lambda remaining: 1e-3 * (remaining > 0.5)), (40, "lin_0.001")):
+        model = off_policy(SAC, make_box())
+        model.learn(2, callback=BehaviourCloningCallback(shown, 100, gradient_steps, learning_rate=rate))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.actor.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.allclose(weights[0], weights[2], atol=1e-6)
+
+
 @pytest.mark.parametrize("algorithm", [SAC, TQC])
 def test_it_is_as_random_as_the_algorithm_is_going_to_ask_for(algorithm: Any) -> None:
     shown = shown_to(make_box())
@@ -227,7 +239,14 @@ def test_a_file_will_do(shown: Demonstrations, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("parameter", "value"),
-    [("gradient_steps", 0), ("batch_size", 0), ("value_steps", -1), ("learning_rate", 0.0), ("weight_decay", -1.0)],
+    [
+        ("gradient_steps", 0),
+        ("batch_size", 0),
+        ("value_steps", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", "lin_0"),
+        ("weight_decay", -1.0),
+    ],
 )
 def test_out_of_range(shown: Demonstrations, parameter: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{parameter}={value}"):

@@ -55,7 +55,7 @@ from persist_sb3.streams import Streams
 from persist_sb3.train import train
 from persist_sb3.wrappers import InternalState, RNDBonus, VecActionShield, VecInternalState, VecRNDBonus
 from tests import masked_toy  # noqa: F401  registers OneAllowed-v0
-from tests.test_behaviour_cloning import LateWorker
+from tests.test_behaviour_cloning import LateWorker, Steady, make_box
 from tests.test_equivariant import declared, image, tensors
 from tests.test_model_callbacks import learn
 from tests.toys import Walker
@@ -528,6 +528,17 @@ def test_demonstrations_are_cloned_on_the_gpu() -> None:
     before = likelihood()
     model.learn(64, callback=BehaviourCloningCallback(shown, gradient_steps=200))
     assert likelihood() > before + 0.1
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_demonstrations_are_cloned_off_policy(algorithm: Any) -> None:
+    shown = record(Steady(), make_box(), 6, seed=0)
+    model = make_model(make_box(), algorithm, policy_kwargs={"net_arch": [32, 32]})
+    seen, wanted = shown.transitions.observation, shown.transitions.executed_action
+    before = np.abs(model.predict(seen, deterministic=True)[0] - wanted).max()
+    model.learn(64, callback=BehaviourCloningCallback(shown, value_steps=10_000, gradient_steps=1000))
+    assert np.abs(model.predict(seen, deterministic=True)[0] - wanted).max() < 0.1 < before
+    assert model._n_updates > 0 and all(parameter.requires_grad for parameter in model.actor.parameters())
 
 
 def test_the_command_trains_resumes_and_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

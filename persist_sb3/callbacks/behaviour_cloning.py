@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from torch.optim.lr_scheduler import LambdaLR
 
 from persist_sb3.batch import Batch, take, tree_map, unflatten
 from persist_sb3.buffers import Demonstrations
@@ -16,6 +18,7 @@ from persist_sb3.buffers.filled import fill
 from persist_sb3.callbacks.base import PersistCallback
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.pupils import Pupil, pupil_of
+from persist_sb3.schedules import make_schedule
 
 
 class BehaviourCloningCallback(PersistCallback):
@@ -37,7 +40,8 @@ class BehaviourCloningCallback(PersistCallback):
         while SAC's and TQC's entropy coefficient stays what it is
     :param gradient_steps: how many, of the cloning
     :param batch_size: transitions in a gradient step
-    :param learning_rate: of Adam
+    :param learning_rate: of Adam: a number, ``"lin_0.003"``, which falls to 0, or a function of the remaining progress of
+        the cloning. A high one that stays high may leave the policy where a bad batch has just put it
     :param weight_decay: of Adam
     :param log_path: folder for files that the callback writes
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
@@ -50,7 +54,7 @@ class BehaviourCloningCallback(PersistCallback):
         value_steps: int = 20_000,
         gradient_steps: int = 1000,
         batch_size: int = 256,
-        learning_rate: float = 1e-3,
+        learning_rate: float | str | Schedule = 1e-3,
         weight_decay: float = 1e-4,
         augment: bool = False,
         log_path: str | os.PathLike[str] | None = None,
@@ -62,7 +66,8 @@ class BehaviourCloningCallback(PersistCallback):
                 raise ValueError(f"{key}={value} must be at least 1")
         if value_steps < 0:
             raise ValueError(f"value_steps={value_steps} must not be negative")
-        if not learning_rate > 0.0:
+        self._learning_rate = make_schedule(learning_rate)
+        if not self._learning_rate(1.0) > 0.0:
             raise ValueError(f"learning_rate={learning_rate} must be positive")
         if not weight_decay >= 0.0:
             raise ValueError(f"weight_decay={weight_decay} must not be negative")
@@ -71,7 +76,6 @@ class BehaviourCloningCallback(PersistCallback):
         self.value_steps = value_steps
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size
-        self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.cloned = False
         self._held: list[torch.nn.Parameter] = []
@@ -178,7 +182,8 @@ class BehaviourCloningCallback(PersistCallback):
         tensors = tree_map(lambda leaf: torch.as_tensor(leaf, device=policy.device), observation)
         actions = torch.as_tensor(pupil.encode(action), device=policy.device)
         generator = np.random.default_rng(self.model.seed)
-        optimizer = torch.optim.Adam(pupil.groups(self.learning_rate), weight_decay=self.weight_decay)
+        optimizer = torch.optim.Adam(pupil.groups(self._learning_rate(1.0)), weight_decay=self.weight_decay)
+        schedule = LambdaLR(optimizer, self._share_of_rate)
         policy.set_training_mode(True)
         for _ in range(self.gradient_steps):
             rows = generator.integers(len(actions), size=self.batch_size)
@@ -186,8 +191,16 @@ class BehaviourCloningCallback(PersistCallback):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
         if self.verbose > 0:
             print(f"The policy differs from the demonstrations by {float(distance.detach()):.3f} {pupil.unit}")
+
+    def _share_of_rate(self, step: int) -> float:
+        """
+        :param step: gradient steps taken
+        :return: the learning rate, as a share of the first
+        """
+        return self._learning_rate(1.0 - step / self.gradient_steps) / self._learning_rate(1.0)
 
     def _images(self, shown: Demonstrations) -> tuple[Batch, NDArray[Any]]:
         """
