@@ -40,8 +40,8 @@ class BehaviourCloningCallback(PersistCallback):
         while SAC's and TQC's entropy coefficient stays what it is
     :param gradient_steps: how many, of the cloning
     :param batch_size: transitions in a gradient step
-    :param learning_rate: of Adam: a number, ``"lin_0.003"``, which falls to 0, or a function of the progress that remains
-        to the cloning. A high one that stays high may leave the policy where a bad batch has just put it
+    :param learning_rate: of Adam: a number, ``"lin_0.003"``, which falls to 0, or a function of the progress that is
+        left. A high one that stays high may leave the policy where a bad batch has just put it
     :param weight_decay: of Adam
     :param log_path: folder for files that the callback writes
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
