@@ -29,6 +29,8 @@ class Pupil(Protocol):
 
     #: Parameters that nothing but the choice of actions depends on.
     choosing: list[torch.nn.Parameter]
+    #: What the algorithm itself changes them with.
+    optimizer: torch.optim.Optimizer
     #: What the second result of :meth:`loss` is measured in.
     unit: str
 
@@ -63,6 +65,7 @@ class OnPolicyPupil:
 
     def __init__(self, policy: ActorCriticPolicy | MaskableActorCriticPolicy) -> None:
         self._policy = policy
+        self.optimizer = policy.optimizer
         value = {id(p) for part in (policy.mlp_extractor.value_net, policy.value_net) for p in part.parameters()}
         self.choosing = [p for p in policy.parameters() if p.requires_grad and id(p) not in value]
 
@@ -99,6 +102,7 @@ class SquashedPupil:
         self._target = target_entropy
         self._log_price = torch.full((), np.log(PRICE), device=policy.device, requires_grad=True)
         self.choosing = list(policy.actor.parameters())
+        self.optimizer = policy.actor.optimizer
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """See :class:`Pupil`."""
@@ -133,6 +137,7 @@ class DeterministicPupil:
     def __init__(self, policy: Any) -> None:
         self._policy = policy
         self.choosing = list(policy.actor.parameters())
+        self.optimizer = policy.actor.optimizer
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """See :class:`Pupil`."""

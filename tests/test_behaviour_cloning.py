@@ -99,6 +99,31 @@ def test_a_run_that_is_resumed_is_left_as_it_is(
     resumed.learn(64, callback=BehaviourCloningCallback(shown, gradient_steps=50))
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_reminded_policy_keeps_to_what_was_shown(shown: Demonstrations, resumed: bool, tmp_path: Path) -> None:
+    likely = {}
+    for weight in (0.0, 10.0):
+        callback = BehaviourCloningCallback(shown, 0, 30, weight=weight, weight_steps=10_000)
+        model = make_model(make(), learning_rate=0.01)
+        model.learn(64, callback=callback)
+        if resumed:
+            model.save(tmp_path / "model")
+            model = PPO.load(tmp_path / "model", env=make(), device="cpu")
+        model.learn(1024, callback=callback, reset_num_timesteps=False)
+        likely[weight] = probabilities(model, shown).mean()
+    assert likely[10.0] > 0.9 > 0.5 > likely[0.0]
+
+
+def test_the_reminder_ends(shown: Demonstrations) -> None:
+    weights = []
+    for weight in (0.0, 10.0):
+        model = make_model(make())
+        # PPO learns for the first time when the weight is spent.
+        model.learn(256, callback=BehaviourCloningCallback(shown, 16, 50, weight=weight, weight_steps=16))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+
+
 # --- off-policy
 
 
@@ -198,6 +223,19 @@ def test_only_the_critics_learn_at_first_and_the_coefficient_stays() -> None:
     # What the training after the last rollout made of it has not been taken back.
     assert after[400][2] == pytest.approx(0.05, rel=0.01)
     assert not torch.equal(after[400][0], after[1200][0]) and after[1200][2] != pytest.approx(0.05, rel=0.05)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_a_reminded_actor_keeps_to_what_was_shown(algorithm: Any) -> None:
+    shown = shown_to(make_box())
+    seen, wanted = shown.transitions.observation, shown.transitions.executed_action
+    far = {}
+    for weight in (0.0, 10.0):
+        model = off_policy(algorithm, make_box(), learning_rate=3e-3)
+        model.learn(600, callback=BehaviourCloningCallback(shown, 100, weight=weight, weight_steps=10_000))
+        far[weight] = np.abs(model.predict(seen, deterministic=True)[0] - wanted).max()
+    # Whoever makes an effort is paid, and what was shown makes little.
+    assert far[10.0] < 0.15 < 0.5 < far[0.0]
 
 
 def test_rewards_of_other_layers_are_refused() -> None:
