@@ -19,7 +19,7 @@ import contextlib
 import io
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,9 @@ class Task:
     :param package: a module that registers the environment
     :param deterministic: test the policy's best action, not a sample
     :param further: figures of this environment alone
+    :param cloning: parameters of the callback that clones, in the place of its defaults, for ``SHOWN``
+    :param shown: what else is changed in the entry for ``SHOWN``, as ``train.py`` takes it after ``-params``
+    :param min_updates: of the shield, for ``SHOWN``. Default: what the entry says
     """
 
     algo: str
@@ -77,6 +80,9 @@ class Task:
     package: str | None = None
     deterministic: bool = True
     further: Further | None = None
+    cloning: Mapping[str, Any] = field(default_factory=dict)
+    shown: Sequence[str] = ()
+    min_updates: int | None = None
 
 
 def alive(run: Run, trained: list[EpisodeRecord], tests: list[EpisodeRecord]) -> Figures:
@@ -100,7 +106,17 @@ TASKS = {
     # Its policy is sampled in training, and so it is in the test.
     "GridLifeContinuous-v0": Task("ppo", 100_000, deterministic=False),
     # Shipped with every layer there is.
-    "GridLifeContinuousScent-v0": Task("sac", 300_000, deterministic=False, further=alive),
+    "GridLifeContinuousScent-v0": Task(
+        "sac",
+        300_000,
+        deterministic=False,
+        further=alive,
+        # Without a weight, SAC forgets within 2,000 steps what it was shown.
+        cloning={"value_steps": 4_000, "gradient_steps": 5_000, "learning_rate": "lin_0.003", "weight": 0.1},
+        # It ends there, and begins with 1, which would pay for nothing but randomness.
+        shown=["ent_coef:'auto_0.003'"],
+        min_updates=3_000,
+    ),
 }
 
 
@@ -117,8 +133,14 @@ def options(env_id: str, task: Task, condition: str, cloning: Mapping[str, Any] 
     entry, apart = shipped[env_id], env_id + hyperparams.SHIELDED in shipped
     if cloning is not None:
         shielded = shipped.get(env_id + hyperparams.SHIELDED, entry)
-        callbacks = [learning_from(cloning["demonstrations"], each) for each in shielded["callback"]]
-        return [*given, *(["--shield"] if apart else []), "-params", f"callback:{[*callbacks, {CLONING: cloning}]}"]
+        learns = {"demonstrations": cloning["demonstrations"]}
+        callbacks = [altered(each, CRITIC, learns) for each in shielded["callback"]]
+        changed = [f"callback:{[*callbacks, {CLONING: cloning}]}", *task.shown]
+        if task.min_updates is not None:
+            waits = {"min_updates": task.min_updates}
+            layers = [altered(layer, SHIELD, waits) for layer in shielded["vec_env_wrapper"]]
+            changed.append(f"vec_env_wrapper:{layers}")
+        return [*given, *(["--shield"] if apart else []), "-params", *changed]
     if condition == "homeostat + shield":
         return [*given, "--shield"] if apart else given
     if condition == "homeostat" and apart:
@@ -139,16 +161,17 @@ def options(env_id: str, task: Task, condition: str, cloning: Mapping[str, Any] 
     return [*given, "-params", *changed]
 
 
-def learning_from(shown: str, callback: str | dict[str, Any]) -> str | dict[str, Any]:
+def altered(part: str | dict[str, Any], name: str, parameters: Mapping[str, Any]) -> str | dict[str, Any]:
     """
-    :param shown: a file of demonstrations
-    :param callback: an entry of ``callback``
-    :return: the same; the viability critic's learns from the demonstrations, too
+    :param part: an entry of ``vec_env_wrapper`` or ``callback``
+    :param name: a class
+    :param parameters: of it
+    :return: the same, with these parameters if it is of that class
     """
-    if name_of(callback) != CRITIC:
-        return callback
-    given = {} if isinstance(callback, str) else callback[CRITIC]
-    return {CRITIC: {**given, "demonstrations": shown}}
+    if name_of(part) != name:
+        return part
+    given = {} if isinstance(part, str) else part[name]
+    return {name: {**given, **parameters}}
 
 
 def demonstrated(env_id: str, task: Task, timesteps: int, folder: Path) -> dict[str, Any]:
@@ -164,9 +187,10 @@ def demonstrated(env_id: str, task: Task, timesteps: int, folder: Path) -> dict[
     if not path.is_file():
         run = Run(trained(env_id, task, "homeostat + shield", 0, timesteps, folder))
         venv = run.make_env(EPISODES, split="train")
-        record(run.load_model(venv, seed=0), venv, EPISODES, seed=0, drop_unsafe=True).save(path)
+        model = run.load_model(venv, seed=0)
+        record(model, venv, EPISODES, deterministic=task.deterministic, seed=0, drop_unsafe=True).save(path)
         venv.close()
-    return {"demonstrations": str(path.resolve()), "value_steps": round(HELD * timesteps)}
+    return {"demonstrations": str(path.resolve()), "value_steps": round(HELD * timesteps), **task.cloning}
 
 
 def trained(env_id: str, task: Task, condition: str, seed: int, timesteps: int, folder: Path) -> Path:

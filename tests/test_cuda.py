@@ -536,7 +536,8 @@ def test_demonstrations_are_cloned_off_policy(algorithm: Any) -> None:
     model = make_model(make_box(), algorithm, policy_kwargs={"net_arch": [32, 32]})
     seen, wanted = shown.transitions.observation, shown.transitions.executed_action
     before = np.abs(model.predict(seen, deterministic=True)[0] - wanted).max()
-    model.learn(64, callback=BehaviourCloningCallback(shown, value_steps=10_000, gradient_steps=1000))
+    callback = BehaviourCloningCallback(shown, value_steps=32, gradient_steps=1000, weight=10.0)
+    model.learn(128, callback=callback)
     assert np.abs(model.predict(seen, deterministic=True)[0] - wanted).max() < 0.1 < before
     assert model._n_updates > 0 and all(parameter.requires_grad for parameter in model.actor.parameters())
 
