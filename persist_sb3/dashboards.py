@@ -73,6 +73,7 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
         Chart("internal model", ("persist/internal_model/.*",), regex=True),
         Chart("viability critic", ("persist/viability/.*",), regex=True),
         Chart("belief", ("persist/belief/.*",), regex=True),
+        Chart("distance from demonstrations", ("persist/cloning/.*",), regex=True),
         Chart("curriculum", ("persist/curriculum/.*",), regex=True),
     ),
 }
