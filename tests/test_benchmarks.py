@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import agents
 from benchmarks.agents import CPU_SECONDS, Condition, cost, train
-from benchmarks.continuous import TASKS, earlier, options
+from benchmarks.continuous import SHIELD, TASKS, earlier, name_of, options
 from benchmarks.tables import tabulate
 
 #: In the place of train.py: takes twice as much CPU time as it is told to, in processes of its own.
@@ -88,16 +88,21 @@ def test_agents_have_what_their_condition_says(
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "GridLifeContinuousScent-v0"])
 def test_whom_demonstrations_are_shown_to(env_id: str) -> None:
     cloning = {"demonstrations": "demos.npz", "value_steps": 30}
-    *before, given = options(env_id, TASKS[env_id], "demonstrations", cloning)
-    assert before == (["--shield", "-params"] if env_id == "Pendulum-v1" else ["-params"])
-    name, _, callbacks = given.partition(":")
+    given = options(env_id, TASKS[env_id], "demonstrations", cloning)
+    assert given[: given.index("-params")] == (["--shield"] if env_id == "Pendulum-v1" else [])
+    changed = dict(part.split(":", 1) for part in given[given.index("-params") + 1 :])
     shown = {}
-    for each in ast.literal_eval(callbacks):
+    for each in ast.literal_eval(changed["callback"]):
         if isinstance(each, dict):
             ((kind, parameters),) = each.items()
             shown[kind.rpartition(".")[2]] = parameters.get("demonstrations")
-    assert name == "callback" and shown.pop("GradientStepsCallback", None) is None
+    assert shown.pop("GradientStepsCallback", None) is None
     assert shown == {"ViabilityCallback": "demos.npz", "BehaviourCloningCallback": "demos.npz"}
+    # Layers are the entry's, but for when the shield begins.
+    layers = ast.literal_eval(changed.get("vec_env_wrapper", "[]"))
+    assert [layer[SHIELD]["min_updates"] for layer in layers if name_of(layer) == SHIELD] == (
+        [] if env_id == "Pendulum-v1" else [TASKS[env_id].min_updates]
+    )
 
 
 def test_further_seeds_go_on_from_the_results() -> None:
