@@ -12,7 +12,9 @@ again, so the benchmark can be interrupted::
 
     python -m benchmarks.shield                               # 5 seeds, 300k steps, 200 test episodes an agent
     python -m benchmarks.shield --seeds 2 --timesteps 50000   # a quick look
-    python -m benchmarks.shield --only "task reward" "shield" # some conditions
+    python -m benchmarks.shield --only "task reward" "shield" # some conditions: others' results are kept
+
+The picture is drawn when "task reward" is among them.
 """
 
 import subprocess
@@ -36,7 +38,7 @@ from benchmarks.agents import (
     size,
     trained,
 )
-from benchmarks.kept import save
+from benchmarks.kept import save, saved
 from benchmarks.tables import tabulate
 from persist_sb3 import hyperparams, plots
 from persist_sb3.metrics import read_episodes
@@ -52,6 +54,8 @@ PENALTY = {"persist_sb3.wrappers.VecCostPenalty": {"weight": 20.0}}
 #: A multiplier that the price of dying is reached with after a third of 300k steps, if most episodes end in death.
 LAGRANGE = {"persist_sb3.callbacks.LagrangeCallback": {"target": 0.05, "ki": 0.5, "kp": 0.5, "maximum": 50.0}}
 ORACLE = "persist_sb3.envs.oracle.OracleMasks"
+#: What the picture compares the others with.
+BASELINE = "task reward"
 SHIELD_OFF = "survival share, shield off"
 #: A large critic that is cautious about chance: few steps on large batches that grow ever smaller, since the expectile
 #: of a noisy value is too low, and the backup adds that up.
@@ -95,7 +99,7 @@ def conditions(demonstrations: Path) -> dict[str, Condition]:
         return Condition(given(layers, [{name: {**USUAL, **critic} for name in VIABILITY}]), "ppo_mask")
 
     return {
-        "task reward": Condition(alone),
+        BASELINE: Condition(alone),
         "task reward, memory": Condition(given([], [])),
         "homeostat": Condition(given([HOMEOSTAT], [])),
         "milder homeostat": Condition(given([milder], [])),
@@ -148,8 +152,12 @@ def main() -> None:
     rates = {name: float(np.mean([(e.interventions or 0) / e.length for e in test])) for name, test in tests.items()}
     table.add_row("intervention rate", *(f"{rate:.3f}" for rate in rates.values()))
     Console(width=200).print(table)
-    save({**size(own), **results, "intervention rate": rates}, own.output / "shield.json")
-    plots.save(plots.survival(tests), own.output / "shield.png")
+    path = own.output / "shield.json"
+    before = saved(path, **size(own))
+    found = {**results, "intervention rate": rates}
+    save({**before, **{name: {**before.get(name, {}), **row} for name, row in found.items()}}, path)
+    if BASELINE in tests:
+        plots.save(plots.survival(tests), own.output / "shield.png")
 
 
 if __name__ == "__main__":
