@@ -111,7 +111,7 @@ TASKS = {
         300_000,
         deterministic=False,
         further=alive,
-        # Without a weight, SAC forgets within 2,000 steps what it was shown.
+        # Without a weight, SAC forgets within 3,000 steps what it was shown.
         cloning={"value_steps": 4_000, "gradient_steps": 5_000, "learning_rate": "lin_0.003", "weight": 0.1},
         # It ends there, and begins with 1, which would pay for nothing but randomness.
         shown=["ent_coef:'auto_0.003'"],
