@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sb3_contrib import TQC, RecurrentPPO
-from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
+from sb3_contrib import TQC, TRPO, RecurrentPPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from persist_sb3.buffers import Demonstrations, RecomputedBonusReplayBuffer
@@ -97,6 +97,16 @@ def test_a_run_that_is_resumed_is_left_as_it_is(
     monkeypatch.setattr(BehaviourCloningCallback, "_clone", refuse)
     resumed = PPO.load(tmp_path / "model", env=make(), device="cpu")
     resumed.learn(64, callback=BehaviourCloningCallback(shown, gradient_steps=50))
+
+
+@pytest.mark.parametrize("algorithm", [A2C, TRPO])
+def test_every_optimiser_reminds(shown: Demonstrations, algorithm: Any) -> None:
+    likely = {}
+    for weight in (0.0, 10.0):
+        model = algorithm("MlpPolicy", make(), n_steps=8, learning_rate=0.01, seed=0, device="cpu")
+        model.learn(1024, callback=BehaviourCloningCallback(shown, 0, 1, weight=weight, weight_steps=10_000))
+        likely[weight] = probabilities(model, shown).mean()
+    assert likely[10.0] > 0.8 > 0.6 > likely[0.0]
 
 
 @pytest.mark.parametrize("resumed", [False, True])

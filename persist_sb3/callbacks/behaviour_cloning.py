@@ -50,7 +50,8 @@ class BehaviourCloningCallback(PersistCallback):
     :param weight_decay: of Adam
     :param weight: of the cloning loss in the policy's own after ``value_steps`` (Rajeswaran et al., "Learning complex
         dexterous manipulation with deep reinforcement learning and demonstrations", RSS 2018). What critics say of
-        actions that nobody has tried is not to be trusted, and a policy that climbs them forgets what it was shown
+        actions that nobody has tried is not to be trusted, and a policy that climbs them forgets what it was shown.
+        TRPO follows it beside its trust region, by the optimiser that its value function has
     :param weight_steps: timesteps in which it falls to 0
     :param log_path: folder for files that the callback writes
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
