@@ -9,6 +9,7 @@ import pytest
 import torch
 from sb3_contrib import TQC, TRPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from persist_sb3.buffers import Demonstrations, RecomputedBonusReplayBuffer
@@ -122,6 +123,27 @@ def test_a_reminded_policy_keeps_to_what_was_shown(shown: Demonstrations, resume
         model.learn(1024, callback=callback, reset_num_timesteps=False)
         likely[weight] = probabilities(model, shown).mean()
     assert likely[10.0] > 0.9 > 0.5 > likely[0.0]
+
+
+def test_an_interrupted_training_leaves_no_second_reminder(shown: Demonstrations) -> None:
+    class Interrupt(BaseCallback):
+        def _on_step(self) -> bool:
+            raise KeyboardInterrupt
+
+    callback = BehaviourCloningCallback(shown, 0, 1, weight=1.0)
+    model = make_model(make())
+    hooks = model.policy.optimizer._optimizer_step_pre_hooks
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, callback=[callback, Interrupt()])
+    during: list[int] = []
+
+    class Count(BaseCallback):
+        def _on_step(self) -> bool:
+            during.append(len(hooks))
+            return True
+
+    model.learn(64, callback=[callback, Count()], reset_num_timesteps=False)
+    assert set(during) == {1} and not hooks
 
 
 def test_the_reminder_ends(shown: Demonstrations) -> None:
@@ -294,6 +316,9 @@ def test_a_file_will_do(shown: Demonstrations, tmp_path: Path) -> None:
         ("learning_rate", 0.0),
         ("learning_rate", "lin_0"),
         ("weight_decay", -1.0),
+        ("weight", -1.0),
+        ("weight", float("inf")),
+        ("weight_steps", 0),
     ],
 )
 def test_out_of_range(shown: Demonstrations, parameter: str, value: Any) -> None:

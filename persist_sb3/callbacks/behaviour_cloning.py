@@ -155,9 +155,7 @@ class BehaviourCloningCallback(PersistCallback):
 
     def _on_training_end(self) -> None:
         self._release()
-        if self._reminder is not None:
-            self._reminder.remove()
-            self._reminder = None
+        self._stop_reminding()
 
     def _require_terms(self, shown: set[str]) -> None:
         """
@@ -233,7 +231,14 @@ class BehaviourCloningCallback(PersistCallback):
                 if slope is not None:
                     parameter.grad = slope if parameter.grad is None else parameter.grad + slope
 
+        # A training that was interrupted has left its own.
+        self._stop_reminding()
         self._reminder = pupil.optimizer.register_step_pre_hook(add)
+
+    def _stop_reminding(self) -> None:
+        if self._reminder is not None:
+            self._reminder.remove()
+            self._reminder = None
 
     @property
     def _weight_now(self) -> float:
