@@ -38,8 +38,9 @@ class Rules:
         return (action * self.normal[row]).sum(axis=1) - self.offset[row] + self.lift
 
     def action_values(self, state: Floats, action: Floats) -> Floats:
-        score = self.score(state, action)
-        return np.stack([score, score + 1.0, score], axis=1).astype(np.float32)
+        each = state if action.ndim == 2 else np.repeat(state, action.shape[1], axis=0)
+        score = self.score(each, action.reshape(len(each), -1)).reshape(action.shape[:-1])
+        return np.stack([score, score + 1.0, score], axis=-1).astype(np.float32)
 
     def action_slopes(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
         row = state[:, 0].astype(int)

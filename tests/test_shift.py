@@ -161,6 +161,9 @@ def test_box_actions_too() -> None:
     values, slopes = careful.action_slopes(state, action)
     np.testing.assert_allclose(values, alone - rise, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(slopes, critic.action_slopes(state, action)[1])
+    twice = careful.action_values(state, np.stack([action, -action], axis=1))
+    np.testing.assert_allclose(twice[:, 0, 0], alone - rise, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(twice[:, 1], careful.action_values(state, -action), rtol=1e-4, atol=1e-5)
 
 
 DIMS: dict[str, Any] = {"dims": ["battery", "heat"], "constraints": ["battery >= 0.2"]}

@@ -151,6 +151,20 @@ def test_slopes_are_those_of_the_values(residual: bool, pieces: int) -> None:
     assert np.mean(np.abs(rise / (2.0 * step) - slopes[:, 0]) < 1e-3) > 0.9
 
 
+@pytest.mark.parametrize("pieces", [0, 4])
+@pytest.mark.parametrize("residual", [False, True])
+def test_several_actions_of_a_state_are_worth_what_each_is(residual: bool, pieces: int) -> None:
+    critic = make_critic(net_arch=[16], residual=residual, pieces=pieces)
+    torch.nn.init.normal_(critic.critics.weights[-1])
+    generator = np.random.default_rng(0)
+    s = generator.normal(size=(20, 4)).astype(np.float32)
+    actions = generator.uniform(-1.0, 1.0, (20, 7, 1)).astype(np.float32)
+    values = critic.action_values(s, actions)
+    assert values.shape == (20, 7, critic.heads)
+    for number in range(7):
+        np.testing.assert_allclose(values[:, number], critic.action_values(s, actions[:, number]), atol=1e-6)
+
+
 def test_a_residual_critic_adds_the_margins_at_hand() -> None:
     critic, plain = make_critic(net_arch=[16], residual=True), make_critic(net_arch=[16])
     generator = np.random.default_rng(0)

@@ -129,16 +129,21 @@ class ViabilityCritic(Model):
     def action_values(self, state: Floats, action: Floats) -> Floats:
         """
         :param state: ``(n, D)``
-        :param action: encoded Box actions, ``(n, A)``
-        :return: ``Q`` and each ``Q_j``, the least over the ensemble, ``(n, 1 + m)``
+        :param action: encoded Box actions, one in each state, ``(n, A)``, or several, ``(n, k, A)``
+        :return: ``Q`` and each ``Q_j``, the least over the ensemble, ``(n, 1 + m)`` or ``(n, k, 1 + m)``
         """
-        inputs = self._fast_standardizer(state)
+        several = action if action.ndim == 3 else action[:, None]
+        (n, k), inputs = several.shape[:2], self._fast_standardizer(state)
+        flat = several.reshape(n * k, -1)
         if self.pieces is None:
-            values = self._fast(np.concatenate([inputs, action], axis=1))
+            inputs = np.concatenate([inputs.repeat(k, axis=0), flat], axis=1)
+            values = self._fast(inputs).reshape(-1, n, k, self.heads)
         else:
             values = self._fast(inputs)
-            values = (self.pieces.weights(action)[:, None] @ values.reshape(*values.shape[:2], -1, self.heads))[:, :, 0]
-        return self._from_margins(state, values.min(axis=0)[:, None])[:, 0]
+            weights = self.pieces.weights(flat).reshape(n, k, -1)
+            values = weights @ values.reshape(*values.shape[:2], -1, self.heads)
+        values = self._from_margins(state, values.min(axis=0))
+        return values if action.ndim == 3 else values[:, 0]
 
     def _from_margins(self, state: Floats, values: Floats) -> Floats:
         """

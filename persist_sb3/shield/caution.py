@@ -51,7 +51,10 @@ class CautiousCritic:
 
     def action_values(self, state: Floats, action: Floats) -> Floats:
         """See :meth:`~persist_sb3.models.viability.ViabilityCritic.action_values`."""
-        return self._critic.action_values(state, action) - self.penalty(state, action)[:, None]
+        several = action if action.ndim == 3 else action[:, None]
+        k = several.shape[1]
+        penalty = self.penalty(np.repeat(state, k, axis=0), several.reshape(len(state) * k, -1))
+        return self._critic.action_values(state, action) - penalty.reshape(*action.shape[:-1], 1)
 
     def action_slopes(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
         """The gradient is that of the critic alone: the penalty's is too rough to follow."""

@@ -132,9 +132,7 @@ class BoxShield:
         """
 
         def value(actions: Floats) -> Floats:
-            r, k, size = actions.shape
-            values = self._critic.action_values(np.repeat(state, k, axis=0), actions.reshape(r * k, size))
-            return values[:, 0].reshape(r, k)
+            return self._critic.action_values(state, actions)[:, :, 0]
 
         def slope(actions: Floats) -> tuple[Floats, Floats]:
             r, k, size = actions.shape
