@@ -12,9 +12,10 @@ again, so the benchmark can be interrupted::
 
     python -m benchmarks.shield                               # 5 seeds, 300k steps, 200 test episodes an agent
     python -m benchmarks.shield --seeds 2 --timesteps 50000   # a quick look
-    python -m benchmarks.shield --only "task reward" "shield" # some conditions: others' results are kept
+    python -m benchmarks.shield --only "task reward" "shield" # some conditions
 
-The picture is drawn when "task reward" is among them.
+Results of other conditions are kept, and those of other seeds, steps or episodes beside them. The picture is drawn when
+"task reward" is among the conditions.
 """
 
 import subprocess
@@ -153,9 +154,10 @@ def main() -> None:
     table.add_row("intervention rate", *(f"{rate:.3f}" for rate in rates.values()))
     Console(width=200).print(table)
     path = own.output / "shield.json"
-    before = saved(path, **size(own))
-    found = {**results, "intervention rate": rates}
-    save({**before, **{name: {**before.get(name, {}), **row} for name, row in found.items()}}, path)
+    everything, measured = saved(path), ", ".join(f"{count} {name}" for name, count in size(own).items())
+    before, found = everything.get(measured, {}), {**results, "intervention rate": rates}
+    row = {name: {**before.get(name, {}), **values} for name, values in found.items()}
+    save({**everything, measured: {**before, **row}}, path)
     if BASELINE in tests:
         plots.save(plots.survival(tests), own.output / "shield.png")
 
