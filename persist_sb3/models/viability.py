@@ -136,8 +136,8 @@ class ViabilityCritic(Model):
         (n, k), inputs = several.shape[:2], self._fast_standardizer(state)
         flat = several.reshape(n * k, -1)
         if self.pieces is None:
-            inputs = np.concatenate([inputs.repeat(k, axis=0), flat], axis=1)
-            values = self._fast(inputs).reshape(-1, n, k, self.heads)
+            values = self._fast(np.concatenate([inputs.repeat(k, axis=0), flat], axis=1))
+            values = values.reshape(len(values), n, k, self.heads)
         else:
             values = self._fast(inputs)
             weights = self.pieces.weights(flat).reshape(n, k, -1)
