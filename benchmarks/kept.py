@@ -25,22 +25,29 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
     return json.loads(path.read_text())
 
 
-def save(results: Any, path: Path) -> None:
+def save(results: Any, path: Path, **size: int) -> None:
     """
     :param results: of a benchmark
     :param path: a JSON file
+    :param size: of the benchmark, such as ``seeds``. If it is told, results of other sizes stay beside these
     """
+    if size:
+        results = {**saved(path), _name(size): results}
     _write(path, json.dumps(results, indent=2) + "\n")
 
 
-def saved(path: Path, **size: Any) -> dict[str, Any]:
+def saved(path: Path, **size: int) -> dict[str, Any]:
     """
     :param path: what :func:`save` was given
-    :param size: of the benchmark, such as ``seeds``
-    :return: the results that are there, if they are of this size; otherwise only the size
+    :param size: likewise
+    :return: the results that are there, of this size if it is told; empty if there are none
     """
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return results if all(results.get(key) == value for key, value in size.items()) else size
+    return results.get(_name(size), {}) if size else results
+
+
+def _name(size: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in size.items())
 
 
 def _write(path: Path, text: str) -> None:

@@ -108,7 +108,8 @@ def main() -> None:
     own = parser.parse_args()
 
     path = own.output / "lagrange.json"
-    results = saved(path, seeds=own.seeds, timesteps=own.timesteps)
+    size = {"seeds": own.seeds, "timesteps": own.timesteps}
+    results = saved(path, **size)
     table = Table(title=f"{own.timesteps:,} steps, {own.seeds} seeds: mean [95 % interval]")
     for column in ("scaled", "target", "realised", "task reward a step", "multiplier"):
         table.add_column(column, justify="right")
@@ -119,7 +120,7 @@ def main() -> None:
             for seed in range(own.seeds):
                 if str(seed) not in runs:
                     runs[str(seed)] = run(scales, target, seed, own.timesteps)
-                    save(results, path)
+                    save(results, path, **size)
                 progress.advance(training)
             scores = {figure: np.array([each[figure] for each in runs.values()]) for figure in runs["0"]}
             cells = [written(estimate, ".3f") for estimate in intervals(scores).values()]

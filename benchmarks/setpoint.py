@@ -361,7 +361,8 @@ def main() -> None:
     for column in ("", *columns):
         table.add_column(column, justify="right")
     file = own.output / "setpoint.json"
-    summary = saved(file, seeds=own.seeds, timesteps=own.timesteps, lives=LIVES)
+    size = {"seeds": own.seeds, "timesteps": own.timesteps, "lives": LIVES}
+    summary = saved(file, **size)
     lived = [name for name in results if not name.endswith("found")]
     cells: dict[str, list[str]] = {name: [] for name in lived}
     for column, (figure, which) in columns.items():
@@ -373,7 +374,7 @@ def main() -> None:
         table.add_row(name, *cells[name])
     Console(width=130).print(table)
     found = {name: results[name] for name in results if name.endswith("found")}
-    save({**summary, **found}, file)
+    save({**summary, **found}, file, **size)
     if "found" in results:
         plot(results, own.output / "setpoint.png")
 

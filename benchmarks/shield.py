@@ -154,10 +154,9 @@ def main() -> None:
     table.add_row("intervention rate", *(f"{rate:.3f}" for rate in rates.values()))
     Console(width=200).print(table)
     path = own.output / "shield.json"
-    everything, measured = saved(path), ", ".join(f"{count} {name}" for name, count in size(own).items())
-    before, found = everything.get(measured, {}), {**results, "intervention rate": rates}
-    row = {name: {**before.get(name, {}), **values} for name, values in found.items()}
-    save({**everything, measured: {**before, **row}}, path)
+    before = saved(path, **size(own))
+    found = {**results, "intervention rate": rates}
+    save({**before, **{name: {**before.get(name, {}), **row} for name, row in found.items()}}, path, **size(own))
     if BASELINE in tests:
         plots.save(plots.survival(tests), own.output / "shield.png")
 

@@ -1,6 +1,7 @@
 """What the benchmarks of agents keep beside a run."""
 
 import ast
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import agents
 from benchmarks.agents import CPU_SECONDS, Condition, cost, train
 from benchmarks.continuous import SHIELD, TASKS, earlier, name_of, options
+from benchmarks.kept import save, saved
 from benchmarks.tables import tabulate
 
 #: In the place of train.py: takes twice as much CPU time as it is told to, in processes of its own.
@@ -103,6 +105,16 @@ def test_whom_demonstrations_are_shown_to(env_id: str) -> None:
     assert [layer[SHIELD]["min_updates"] for layer in layers if name_of(layer) == SHIELD] == (
         [] if env_id == "Pendulum-v1" else [TASKS[env_id].min_updates]
     )
+
+
+def test_results_of_other_sizes_stay(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    assert saved(path, seeds=5) == {}
+    save({"shield": 1}, path, seeds=5)
+    save({"shield": 2}, path, seeds=3)
+    save({**saved(path, seeds=5), "bare": 4}, path, seeds=5)
+    assert saved(path, seeds=5) == {"shield": 1, "bare": 4} and saved(path, seeds=3) == {"shield": 2}
+    assert json.loads(path.read_text()) == {"5 seeds": {"shield": 1, "bare": 4}, "3 seeds": {"shield": 2}}
 
 
 def test_further_seeds_go_on_from_the_results() -> None:
