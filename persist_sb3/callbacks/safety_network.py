@@ -163,10 +163,11 @@ class SafetyNetworkCallback(LearningCallback):
         values: Floats | None = None
         if self.spec.continuous:
             others = self.generator.uniform(-1.0, 1.0, (len(state), ASKED - 1, executed.shape[1])).astype(np.float32)
-            action = np.concatenate([executed[:, None], others], axis=1).reshape(-1, executed.shape[1])
-            state = np.repeat(state, ASKED, axis=0)
+            several = np.concatenate([executed[:, None], others], axis=1)
+            action = several.reshape(-1, executed.shape[1])
             if critic is not None:
-                values = critic.action_values(state, action)
+                values = critic.action_values(state, several).reshape(len(action), -1)
+            state = np.repeat(state, ASKED, axis=0)
         else:
             every = self.spec.encode_action(self.spec.actions)
             if critic is not None:

@@ -42,19 +42,25 @@ class CautiousCritic:
         excess = self._familiarity.excess(self._model.disagreement(state, action))
         return np.minimum(self._caution * excess, MOST).astype(np.float32)
 
+    def _penalties(self, state: Floats, actions: Floats) -> Floats:
+        """
+        :param state: ``(n, D)``
+        :param actions: several in each state, ``(n, k, A)``
+        :return: what is taken off their values, ``(n, k, 1)``
+        """
+        n, k = actions.shape[:2]
+        return self.penalty(np.repeat(state, k, axis=0), actions.reshape(n * k, -1)).reshape(n, k, 1)
+
     def values(self, state: Floats) -> Floats:
         """See :meth:`~persist_sb3.models.viability.ViabilityCritic.values`."""
         assert self._encoded is not None
-        n, k = len(state), len(self._encoded)
-        penalty = self.penalty(np.repeat(state, k, axis=0), np.tile(self._encoded, (n, 1)))
-        return self._critic.values(state) - penalty.reshape(n, k, 1)
+        everything = np.broadcast_to(self._encoded, (len(state), *self._encoded.shape))
+        return self._critic.values(state) - self._penalties(state, everything)
 
     def action_values(self, state: Floats, action: Floats) -> Floats:
         """See :meth:`~persist_sb3.models.viability.ViabilityCritic.action_values`."""
-        several = action if action.ndim == 3 else action[:, None]
-        k = several.shape[1]
-        penalty = self.penalty(np.repeat(state, k, axis=0), several.reshape(len(state) * k, -1))
-        return self._critic.action_values(state, action) - penalty.reshape(*action.shape[:-1], 1)
+        values = self._critic.action_values(state, action)
+        return values - (self.penalty(state, action)[:, None] if action.ndim == 2 else self._penalties(state, action))
 
     def action_slopes(self, state: Floats, action: Floats) -> tuple[Floats, Floats]:
         """The gradient is that of the critic alone: the penalty's is too rough to follow."""
