@@ -196,6 +196,36 @@ class Logged:
 
 
 @pytest.mark.parametrize("kind", ["discrete", "box"])
+def test_each_answer_is_kept_with_what_the_critic_says_of_its_action(kind: str) -> None:
+    venv = make_vec(3, kind, mode="amortised", min_updates=10**6, dynamics=walk, horizon=2, rollouts=1)
+    model = PPO("MlpPolicy", venv, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    asked: list[tuple[Any, Any, Any]] = []
+
+    class Spy(BaseCallback):
+        def _on_step(self) -> bool:
+            if callback._search is not None:
+                callback._search = spied  # type: ignore[assignment]
+            return True
+
+    def spied(state: Any, action: Any) -> Any:
+        verdict = callback._lookahead.verifier(callback.spec, callback.state.bundle())(state, action)
+        values = critic.actor.values(state) if kind == "discrete" else None
+        rows = np.arange(len(state))
+        own = values[rows, action.argmax(axis=1)] if values is not None else critic.actor.action_values(state, action)
+        asked.append((own, verdict.p_safe, callback._kept))
+        return verdict
+
+    callback = SafetyNetworkCallback(net_arch=[8], train_freq=1, min_updates=0, learning_starts=10**6)
+    critic = ViabilityCallback(learning_starts=32, net_arch=[8], train_freq=1)
+    model.learn(3 * 64, callback=[critic, callback, Spy()])
+    assert len(asked) > 30 and callback._memory is not None
+    for own, p_safe, place in asked:
+        rows = slice(place, place + len(own))
+        np.testing.assert_allclose(callback._memory.inputs[rows, : own.shape[1]], own, atol=1e-6)
+        np.testing.assert_array_equal(callback._memory.p_safe[rows], p_safe)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "box"])
 def test_the_network_learns_what_the_search_says(kind: str, tmp_path: Path) -> None:
     still = (lambda o, x: np.zeros((len(x), 2), np.float32)) if kind == "box" else rest
     venv = make_vec(8, kind, mode="amortised", min_updates=10**6, **{**KNOWN, "backup": still})
