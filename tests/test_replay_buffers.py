@@ -13,13 +13,15 @@ from rl_zoo3.utils import get_class_by_name
 from sb3_contrib import QRDQN, TQC
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from persist_sb3.buffers import (
     ExecutedActionDictReplayBuffer,
+    ExecutedActionNStepDictReplayBuffer,
     ExecutedActionNStepReplayBuffer,
     ExecutedActionReplayBuffer,
+    NStepDictReplayBuffer,
 )
 
 CONTINUOUS: list[Any] = [SAC, TD3, TQC]
@@ -203,12 +205,14 @@ def n_step_return(rewards: np.ndarray, ends: np.ndarray, start: int, gamma: floa
     return total
 
 
+@pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("learn_from", ["executed", "proposed", "both"])
-def test_n_step_returns(learn_from: Any) -> None:
+def test_n_step_returns(learn_from: Any, nested: bool) -> None:
     gamma, penalty = 0.9, 0.0 if learn_from == "executed" else 2.5
-    env = make(1)
+    env = make(1, nested=nested)
     kwargs = {"n_steps": 3, "gamma": gamma, "learn_from": learn_from, "intervention_penalty": penalty}
-    model: Any = train(SAC, env, buffer=ExecutedActionNStepReplayBuffer, **kwargs)
+    buffer = ExecutedActionNStepDictReplayBuffer if nested else ExecutedActionNStepReplayBuffer
+    model: Any = train(SAC, env, buffer=buffer, **kwargs)
     executed, proposed = stored(env.executed, True)[:, 0], stored(env.proposed, True)[:, 0]
     moved = (executed != proposed).any(axis=1)
     rewards = np.ravel(env.reward) - penalty * moved * (learn_from == "proposed")
@@ -224,6 +228,39 @@ def test_n_step_returns(learn_from: Any) -> None:
     distance = np.abs(drawn[:, None] - rows).max(axis=2)
     assert distance.min(axis=1).max() < 1e-4
     assert len(np.unique(distance.argmin(axis=1))) > 0.95 * len(rows)
+
+
+@pytest.mark.parametrize("steps", [4, 11, 30])
+@pytest.mark.parametrize("n_steps", [1, 3, 8])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_n_steps_of_dict_observations_are_those_that_sb3_makes_of_flat_ones(
+    steps: int, n_steps: int, normalised: bool
+) -> None:
+    sight, n = spaces.Box(-np.inf, np.inf, (2,), np.float32), 3
+    kwargs: dict[str, Any] = {"n_envs": n, "device": "cpu", "n_steps": n_steps, "gamma": 0.9}
+    flat = NStepReplayBuffer(12 * n, sight, BOX, **kwargs)
+    nested = NStepDictReplayBuffer(12 * n, spaces.Dict({"a": sight}), BOX, **kwargs)
+    generator = np.random.default_rng(steps)
+    for _ in range(steps):
+        seen, following, actions = generator.standard_normal((3, n, 2)).astype(np.float32)
+        reward, cut = generator.standard_normal(n), generator.random(n) < 0.1
+        done = cut | (generator.random(n) < 0.1)
+        infos = [{"TimeLimit.truncated": bool(each)} for each in cut]
+        flat.add(seen, following, actions, reward, done, infos)
+        nested.add({"a": seen}, {"a": following}, actions, reward, done, infos)
+
+    def drawn(buffer: ReplayBuffer, dictionary: bool) -> dict[str, Any]:
+        env = VecNormalize(make(n, nested=dictionary), norm_obs=False, gamma=0.9) if normalised else None
+        if env is not None:
+            env.ret_rms.var = np.array(4.0)
+        np.random.seed(0)  # noqa: NPY002
+        return buffer.sample(200, env=env)._asdict()
+
+    of_flat, of_nested = drawn(flat, False), drawn(nested, True)
+    for key, expected in of_flat.items():
+        found = of_nested[key]["a"] if "observations" in key else of_nested[key]
+        assert found.dtype == expected.dtype, key
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("learn_from", ["executed", "proposed"])
@@ -262,7 +299,7 @@ def test_saved_and_loaded(learn_from: Any, nested: bool, tmp_path: Path) -> None
 
 
 def test_the_zoo_finds_the_classes() -> None:
-    for name in ("", "Dict", "NStep"):
+    for name in ("", "Dict", "NStep", "NStepDict"):
         path = f"persist_sb3.buffers.ExecutedAction{name}ReplayBuffer"
         assert issubclass(get_class_by_name(path), ReplayBuffer)
 
@@ -291,8 +328,12 @@ def test_bad_parameters_are_named() -> None:
         ExecutedActionReplayBuffer(8, nested, BOX)
     with pytest.raises(TypeError, match="use ExecutedActionReplayBuffer"):
         ExecutedActionDictReplayBuffer(8, sight, BOX)
-    with pytest.raises(TypeError, match="no n-step returns"):
+    with pytest.raises(TypeError, match="use ExecutedActionNStepDictReplayBuffer"):
         ExecutedActionNStepReplayBuffer(8, nested, BOX)
+    with pytest.raises(TypeError, match="n_steps=0 must be at least 1"):
+        ExecutedActionNStepDictReplayBuffer(8, nested, BOX, n_steps=0)
+    with pytest.raises(TypeError, match=r"gamma=1.5 must be in \[0, 1\], and that of the algorithm"):
+        NStepDictReplayBuffer(8, nested, BOX, gamma=1.5)
 
 
 @pytest.mark.parametrize("action", [[4.0, 0.5], [np.nan, 0.5]])

@@ -3,6 +3,7 @@
 from persist_sb3.buffers.counter_examples import CounterExamples
 from persist_sb3.buffers.demonstrations import DemonstrationError, Demonstrations
 from persist_sb3.buffers.near_boundary import NearBoundaryBuffer
+from persist_sb3.buffers.nstep import NStepDictReplayBuffer
 from persist_sb3.buffers.recomputed import (
     ExecutedActionRecomputedBonusDictReplayBuffer,
     ExecutedActionRecomputedBonusReplayBuffer,
@@ -11,6 +12,7 @@ from persist_sb3.buffers.recomputed import (
 )
 from persist_sb3.buffers.replay import (
     ExecutedActionDictReplayBuffer,
+    ExecutedActionNStepDictReplayBuffer,
     ExecutedActionNStepReplayBuffer,
     ExecutedActionReplayBuffer,
 )
@@ -21,10 +23,12 @@ __all__ = [
     "DemonstrationError",
     "Demonstrations",
     "ExecutedActionDictReplayBuffer",
+    "ExecutedActionNStepDictReplayBuffer",
     "ExecutedActionNStepReplayBuffer",
     "ExecutedActionRecomputedBonusDictReplayBuffer",
     "ExecutedActionRecomputedBonusReplayBuffer",
     "ExecutedActionReplayBuffer",
+    "NStepDictReplayBuffer",
     "NearBoundaryBuffer",
     "RecomputedBonusDictReplayBuffer",
     "RecomputedBonusReplayBuffer",

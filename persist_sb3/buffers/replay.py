@@ -21,6 +21,8 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from persist_sb3.buffers.nstep import NStepDictReplayBuffer
+
 LearnFrom = Literal["executed", "proposed", "both"]
 
 #: Scaled actions that differ by less are the same: converting between units rounds.
@@ -179,6 +181,12 @@ class ExecutedActionNStepReplayBuffer(ExecutedActionReplayBuffer, NStepReplayBuf
     """
 
 
+class ExecutedActionNStepDictReplayBuffer(ExecutedActionReplayBuffer, NStepDictReplayBuffer):  # type: ignore[misc]
+    """
+    The same for Dict observations. It takes the same parameters.
+    """
+
+
 def _require_kind(buffer: type[ReplayBuffer], observation_space: spaces.Space[Any]) -> None:
     """
     :param buffer: class of a buffer
@@ -191,9 +199,7 @@ def _require_kind(buffer: type[ReplayBuffer], observation_space: spaces.Space[An
     if not nested:
         remedy = "use ExecutedActionReplayBuffer"
     elif issubclass(buffer, NStepReplayBuffer):
-        remedy = (
-            "SB3 has no n-step returns for these, so flatten the observations or use ExecutedActionDictReplayBuffer"
-        )
+        remedy = "use ExecutedActionNStepDictReplayBuffer"
     else:
         remedy = "use ExecutedActionDictReplayBuffer"
     raise TypeError(f"{buffer.__name__} does not keep observations of {observation_space}: {remedy}")
