@@ -117,8 +117,8 @@ class SquashedPupil:
     def loss(self, observation: Any, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`Pupil`."""
         actor: Any = self._policy.actor
-        mean, log_std, _ = actor.get_action_dist_params(observation)
-        _, log_prob = actor.action_dist.log_prob_from_params(mean, log_std)
+        mean, log_std, more = actor.get_action_dist_params(observation)
+        _, log_prob = actor.action_dist.log_prob_from_params(mean, log_std, **more)
         surprise = -actor.action_dist.log_prob(action).mean()
         lacking = log_prob.mean() + self._target
         price = self._log_price.exp().detach()

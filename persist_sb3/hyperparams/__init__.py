@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 #: alone; ``train.py --shield`` takes the other.
 SHIELDED = "+shield"
 
-_SYMMETRIES = re.compile(r",\s*symmetries=(\[[^]]*\]|'[^']*')")
+_SYMMETRIES = re.compile(r",\s*(symmetries=(\[[^]]*\]|'[^']*')|modes=\d+)")
 _IDS = re.compile(r"'(\w+-v\d+)'")
 
 
@@ -78,7 +78,7 @@ def without_symmetry(entry: dict[str, Any]) -> dict[str, Any]:
     if not policy.startswith("persist_sb3.equivariant."):
         return entry
     if isinstance(kwargs, dict):
-        kwargs = {key: value for key, value in kwargs.items() if key != "symmetries"}
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("symmetries", "modes")}
     else:
         kwargs = _SYMMETRIES.sub("", kwargs)
     plain = "MultiInputPolicy" if "MultiInput" in policy else "MlpPolicy"
