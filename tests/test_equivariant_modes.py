@@ -188,6 +188,14 @@ def test_critics_learn_while_the_actor_is_held() -> None:
     assert all(not torch.equal(old, new) for old, new in zip(before, model.critic.parameters(), strict=True))
 
 
+def test_without_symmetries_it_is_a_plain_mixture() -> None:
+    kwargs = {"symmetries": [], "modes": 4, **SMALL}
+    model = SAC(EquivariantSACPolicy, "Pendulum-v1", learning_starts=20, policy_kwargs=kwargs, seed=0, device="cpu")
+    mean, _, _ = model.learn(40).actor.get_action_dist_params(torch.zeros(1, 3))
+    assert mean.shape == (1, 4, 1)
+    assert len(np.unique(mean.detach())) == 4
+
+
 def test_it_learns_and_is_saved(tmp_path: Path) -> None:
     model = pendulum()
     before = [parameter.detach().clone() for parameter in model.policy.parameters()]

@@ -11,7 +11,7 @@ from torch import nn
 from persist_sb3.equivariant.networks import LINEAR, EquivariantActor, EquivariantCritic
 from persist_sb3.models.equivariant import Group, GroupConvolution
 
-#: Where modes begin, before squashing: near a limit of the first component, and its images; and how wide they are.
+#: How far from 0 modes begin, before squashing: the first along the first component, the others anywhere. And how wide.
 MEAN, DEVIATION = 1.5, 0.6
 #: Least of what a logarithm is taken of.
 FLOOR = 1e-6
@@ -134,8 +134,10 @@ class ActorOfModes(EquivariantActor):
         self.mu = GroupConvolution(group, fields, size * modes, LINEAR)
         self.log_std = GroupConvolution(group, fields, size * modes, LINEAR)
         self.logits = GroupConvolution(group, fields, modes, LINEAR)
+        begin = torch.randn(size, modes)
+        begin[:, 0] = torch.eye(size)[0]
         with torch.no_grad():
-            self.mu.bias[:modes] = MEAN
+            self.mu.bias.copy_((MEAN * begin / begin.norm(dim=0)).flatten())
             self.log_std.bias.fill_(math.log(DEVIATION))
         self.register_buffer("columns", torch.as_tensor(group.choice_columns), persistent=False)
         signs = torch.as_tensor(group.choice_signs, dtype=torch.float32)

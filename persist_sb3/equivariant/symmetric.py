@@ -23,15 +23,15 @@ Declared = str | Iterable[str] | Iterable[Symmetry]
 
 def symmetries_of(declared: Declared, space: spaces.Space[Any]) -> Sequence[Symmetry]:
     """
-    :param declared: symmetries, or the id of a registered environment that declares them; of several ids, the first
-        whose environment has these observations
+    :param declared: symmetries, which may be none, or the id of a registered environment that declares them; of several
+        ids, the first whose environment has these observations
     :param space: of the observations that they are of
     :return: the symmetries
     :raises ValueError: if that environment declares none, or has other observations
     """
     given = [declared] if isinstance(declared, str) else list(declared)
     ids = [each for each in given if isinstance(each, str)]
-    if len(ids) < len(given):
+    if len(ids) < len(given) or not given:
         return [each for each in given if isinstance(each, Symmetry)]
     shown = []
     for env_id in ids:
