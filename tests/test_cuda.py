@@ -378,6 +378,26 @@ def outputs(model: Any, seen: Any) -> list[torch.Tensor]:
         return [*said, model.policy.predict_values(seen)]
 
 
+def test_a_mixture_learns() -> None:
+    env_id = "GridLifeContinuousScent-v0"
+    kwargs = {"symmetries": env_id, "modes": 1, "net_arch": [16, 24]}
+    here, there = (
+        make_model(make_vec_env(env_id, n_envs=2), SAC, EquivariantSACMultiInputPolicy, device, policy_kwargs=kwargs)
+        for device in ("cpu", "cuda")
+    )
+    there.policy.load_state_dict(here.policy.state_dict())
+    env, _ = declared(env_id)
+    flat = np.random.default_rng(0).normal(size=(5, spaces.flatdim(env.observation_space))).astype(np.float32)
+    for one, other in zip(outputs(there, tensors(env, flat)), outputs(here, tensors(env, flat)), strict=True):
+        np.testing.assert_allclose(one.cpu(), other, rtol=1e-3, atol=1e-3)
+    there.learn(120)
+    assert places([*there.policy.parameters(), *there.policy.buffers()]) == {"cuda"}
+    assert any(
+        not torch.equal(learned.cpu(), begun)
+        for learned, begun in zip(there.actor.parameters(), here.actor.parameters(), strict=True)
+    )
+
+
 @pytest.mark.parametrize(("env_id", "policy", "algorithm"), EQUIVARIANT)
 def test_equivariant_policies(env_id: str, policy: Any, algorithm: Any) -> None:
     here, there = (equivariant(env_id, policy, algorithm, device) for device in ("cpu", "cuda"))

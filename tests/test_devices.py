@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from torch import nn
 
 from persist_sb3.callbacks import ViabilityCallback, learning
 from persist_sb3.callbacks.learning import LearningCallback, seeded
 from persist_sb3.devices import find_device
+from persist_sb3.equivariant import EquivariantSACPolicy
 from persist_sb3.intrinsic.empowerment import Empowerment
 from persist_sb3.intrinsic.rnd import RND
 from persist_sb3.models.base import Model
@@ -210,6 +211,22 @@ def test_equivariant_layers_compute_where_they_are() -> None:
         before = network(x)
         after = network.double()(x.double())
     torch.testing.assert_close(after, before.double())
+
+
+def test_a_mixture_computes_where_it_is() -> None:
+    kwargs = {"symmetries": [Symmetry(flip=[1, 2], action_flip=[0])], "modes": 2, "net_arch": [8]}
+    model = SAC(EquivariantSACPolicy, "Pendulum-v1", buffer_size=10, policy_kwargs=kwargs, device="cpu")
+    seen = elsewhere(5, 3)
+    actor, critic = moved(model.actor), moved(model.critic)
+    choices, log_prob = actor.action_log_prob(seen)
+    values = torch.cat(critic(seen, choices), dim=1)
+    (values.sum() - log_prob.sum()).backward()
+    mean, log_std, more = actor.get_action_dist_params(seen)
+    mixture = actor.action_dist.proba_distribution(mean, log_std, **more)
+    likely = mixture.log_prob(elsewhere(5, 1))
+    with torch.no_grad():
+        drawn = [mixture.mode(), *mixture.log_prob_from_params(mean, log_std, **more)]
+    assert {tensor.device.type for tensor in (choices, log_prob, values, likely, *drawn)} == {"meta"}
 
 
 def test_views_of_moments_outlive_a_move() -> None:
