@@ -24,8 +24,8 @@ class SquashedMixture:
     ICML 2018, version 1).
 
     With gradients :meth:`log_prob_from_params` does not draw which mode is meant: it returns a sample of each, and how
-    likely it is. So a mode's weight learns from what all of them are worth, and no gradient has to be estimated by
-    chance.
+    likely it is. So a mode's weight learns from what all of them are worth, and the choice between them needs no
+    gradient that is estimated from single choices.
     """
 
     def proba_distribution(self, mean: torch.Tensor, log_std: torch.Tensor, logits: torch.Tensor) -> "SquashedMixture":
@@ -45,7 +45,7 @@ class SquashedMixture:
         :return: log density, ``(n,)``
         """
         inside = 1.0 - torch.finfo(action.dtype).eps
-        return self._density(torch.atanh(action.clamp(-inside, inside))[:, None])[:, 0]
+        return self._log_density(torch.atanh(action.clamp(-inside, inside))[:, None])[:, 0]
 
     def sample(self) -> torch.Tensor:
         """
@@ -86,11 +86,11 @@ class SquashedMixture:
         self.proba_distribution(mean, log_std, logits)
         if not torch.is_grad_enabled():
             drawn = self._drawn()
-            return torch.tanh(drawn), self._density(drawn[:, None])[:, 0]
+            return torch.tanh(drawn), self._log_density(drawn[:, None])[:, 0]
         drawn = mean + log_std.exp() * torch.randn_like(mean)
         weight = self.log_weight.exp()
         choices = torch.cat([torch.tanh(drawn), weight[..., None]], dim=2)
-        return choices.flatten(1), (weight * self._density(drawn)).sum(dim=1)
+        return choices.flatten(1), (weight * self._log_density(drawn)).sum(dim=1)
 
     def _drawn(self) -> torch.Tensor:
         """
@@ -100,7 +100,7 @@ class SquashedMixture:
         mean = _rows(self.mean, which)
         return mean + _rows(self.log_std, which).exp() * torch.randn_like(mean)
 
-    def _density(self, drawn: torch.Tensor) -> torch.Tensor:
+    def _log_density(self, drawn: torch.Tensor) -> torch.Tensor:
         """
         :param drawn: before squashing, several in each state, ``(n, m, A)``
         :return: log density of what squashing makes of them, ``(n, m)``
