@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, Context
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,6 +213,18 @@ class Homeostat:
             PaidToDieWarning,
             stacklevel=2,
         )
+
+
+class Pay(NamedTuple):
+    """
+    What a layer pays for internal variables.
+
+    :param homeostat: by which reward
+    :param weight: times this
+    """
+
+    homeostat: Homeostat
+    weight: float
 
 
 def _rounded_up(value: float) -> float:

@@ -1,6 +1,7 @@
 """What the learner sees, and what models learn from."""
 
 from persist_sb3.buffers.counter_examples import CounterExamples
+from persist_sb3.buffers.counterfactual import CounterfactualDictReplayBuffer, CounterfactualReplayBuffer
 from persist_sb3.buffers.demonstrations import DemonstrationError, Demonstrations
 from persist_sb3.buffers.near_boundary import NearBoundaryBuffer
 from persist_sb3.buffers.nstep import NStepDictReplayBuffer
@@ -20,6 +21,8 @@ from persist_sb3.buffers.transitions import Sequences, Transitions, TransitionSt
 
 __all__ = [
     "CounterExamples",
+    "CounterfactualDictReplayBuffer",
+    "CounterfactualReplayBuffer",
     "DemonstrationError",
     "Demonstrations",
     "ExecutedActionDictReplayBuffer",

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
-from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.buffers import DictReplayBuffer
 
 from persist_sb3.batch import Batch, tree_map
+from persist_sb3.buffers.drawn import Drawn, DrawnReplayBuffer
 from persist_sb3.buffers.replay import ExecutedActionReplayBuffer
 from persist_sb3.buffers.transitions import TransitionStore
 from persist_sb3.curriculum import StageInForce
@@ -28,7 +27,7 @@ from persist_sb3.lagrange import Multiplier
 TERM = "intrinsic"
 
 
-class RecomputedBonusReplayBuffer(ReplayBuffer):
+class RecomputedBonusReplayBuffer(DrawnReplayBuffer):
     """
     SB3's replay buffer for environments with bonus layers (``RNDBonus``, ``SurpriseBonus``, ``EmpowermentBonus``), or
     with a reward whose weights a callback leads (``LagrangeCallback``, or the ``homeo_factor`` of
@@ -63,17 +62,7 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        nested = isinstance(self, DictReplayBuffer)
-        if nested != isinstance(observation_space, spaces.Dict):
-            raise TypeError(
-                f"{type(self).__name__} does not keep observations of {observation_space}: use the class "
-                f"with{'out' if nested else ''} 'Dict' in its name"
-            )
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
-        if self.optimize_memory_usage:
-            raise TypeError(
-                "optimize_memory_usage=True keeps no last observation of an episode, which bonuses are recomputed from"
-            )
         self.bonuses = np.zeros_like(self.rewards)
         self._internal: NDArray[np.float32] | None = None
         # Reward terms by name, as they are at a weight of 1, each (buffer_size, n_envs).
@@ -174,23 +163,9 @@ class RecomputedBonusReplayBuffer(ReplayBuffer):
             total += factors[name] * term[rows, slots]
         return total
 
-    def _get_samples(self, batch_inds: NDArray[np.intp], env: VecNormalize | None = None) -> Any:
-        # As SB3 draws them, and nothing else.
-        slots = np.random.randint(0, high=self.n_envs, size=len(batch_inds))  # noqa: NPY002
-        reward = self.rewards[batch_inds, slots] + self.bonus(batch_inds, slots).astype(np.float32)
-        over = self.dones[batch_inds, slots] * (1.0 - self.timeouts[batch_inds, slots])
-        kind = DictReplayBufferSamples if isinstance(self, DictReplayBuffer) else ReplayBufferSamples
-        seen, following = (
-            tree_map(self.to_torch, self._normalize_obs(_pick(leaves, batch_inds, slots), env))
-            for leaves in (self.observations, self.next_observations)
-        )
-        return kind(
-            seen,
-            self.to_torch(self.actions[batch_inds, slots]),
-            following,
-            self.to_torch(over[:, None]),
-            self.to_torch(self._normalize_reward(reward[:, None], env)),
-        )
+    def _drawn(self, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Drawn:
+        drawn = super()._drawn(rows, slots)
+        return drawn._replace(reward=drawn.reward + self.bonus(rows, slots).astype(np.float32))
 
 
 def _factors(parts: Mapping[str, Any]) -> dict[str, float]:

@@ -14,13 +14,17 @@ from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, is_vecenv_wrapped
 
-from persist_sb3.buffers import RecomputedBonusReplayBuffer, TransitionStore
+from persist_sb3.buffers import CounterfactualReplayBuffer, RecomputedBonusReplayBuffer, TransitionStore
+from persist_sb3.homeostat import Pay
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.models.symmetry import SymmetryGroup
 from persist_sb3.state import PersistState
 from persist_sb3.wrappers.adapters import lookup
 from persist_sb3.wrappers.intrinsic import find_paid
 from persist_sb3.wrappers.layer import declared
+
+#: The shared parts of callbacks that change what a reward is worth, by their names.
+LEADS = {"LagrangeCallback": "lagrange", "CurriculumCallback": "curriculum"}
 
 # Beside the model and not on it, where SB3 would save the transitions with every checkpoint.
 _stores: WeakKeyDictionary[BaseAlgorithm, TransitionStore] = WeakKeyDictionary()
@@ -115,12 +119,17 @@ class PersistCallback(BaseCallback):
             raise error
 
     def _bind_replay_buffer(self) -> None:
+        buffer = getattr(self.model, "replay_buffer", None)
+        if isinstance(buffer, RecomputedBonusReplayBuffer):
+            self._bind_bonuses(buffer)
+        elif isinstance(buffer, CounterfactualReplayBuffer):
+            self._bind_counterfactuals(buffer)
+
+    def _bind_bonuses(self, buffer: RecomputedBonusReplayBuffer) -> None:
         """
+        :param buffer: the algorithm's
         :raises RuntimeError: if it is to recompute a bonus that depends on more than a transition
         """
-        buffer = getattr(self.model, "replay_buffer", None)
-        if not isinstance(buffer, RecomputedBonusReplayBuffer):
-            return
         paid = []
         for layer, weight, bonus in find_paid(self.training_env):
             if bonus is None:
@@ -130,6 +139,22 @@ class PersistCallback(BaseCallback):
                 )
             paid.append((weight, bonus))
         buffer.bind(paid, self.state.bundle(), self.store)
+
+    def _bind_counterfactuals(self, buffer: CounterfactualReplayBuffer) -> None:
+        """
+        :param buffer: the algorithm's
+        :raises RuntimeError: if what internal variables are worth changes in time, or from episode to episode
+        """
+        led = [name for name, part in LEADS.items() if part in self.state.bundle()]
+        if declared(self.lookup, "setpoint_range", None) is not None:
+            led.append("RandomSetpoint")
+        if led:
+            raise RuntimeError(
+                f"{type(buffer).__name__} pays for other internal variables what the homeostat pays, and {led[0]} "
+                "changes that: leave it out, or use ExecutedActionReplayBuffer"
+            )
+        pay: Pay | None = declared(self.lookup, "homeostat_pay", None)
+        buffer.bind(self.lookup("viability"), self.lookup("internal_entries"), pay)
 
     def _is_monitored(self) -> bool:
         env = self.training_env

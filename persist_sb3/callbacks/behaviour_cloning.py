@@ -193,6 +193,7 @@ class BehaviourCloningCallback(PersistCallback):
         :param lesson: batches of that
         """
         if isinstance(self.model, OffPolicyAlgorithm):
+            self._bind_replay_buffer()
             fill(self.model, shown.transitions)
             self.model.learning_starts = 0
             self._terms = set(shown.transitions.terms)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, with_rows
 from persist_sb3.curriculum import StageInForce
-from persist_sb3.homeostat import Homeostat
+from persist_sb3.homeostat import Homeostat, Pay
 from persist_sb3.infos import Infos
 from persist_sb3.lagrange import Multiplier
 from persist_sb3.wrappers.adapters import LayerOwner, LayerWrapper, VecLayerWrapper, VectorLayerWrapper
@@ -58,7 +58,7 @@ class HomeostatRewardLayer(Layer):
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lookup: Lookup
     ) -> None:
         super().attach(num_envs, observation_space, action_space, lookup)
-        if declared(lookup, "pays_homeostat", False):
+        if declared(lookup, "homeostat_pay", None) is not None:
             raise RuntimeError(
                 "HomeostatReward lies around another one, and the agent would be paid twice: is the environment "
                 "wrapped already?"
@@ -181,8 +181,12 @@ class HomeostatRewardLayer(Layer):
 class _Declarations(LayerOwner):
     """What it says about itself, for the layers above."""
 
-    #: That a second one would pay again.
-    pays_homeostat = True
+    layer: HomeostatRewardLayer
+
+    @property
+    def homeostat_pay(self) -> Pay:
+        """What it pays now."""
+        return Pay(self.layer.homeostat, self.layer.weight)
 
 
 class HomeostatReward(_Declarations, LayerWrapper):

@@ -1,0 +1,174 @@
+"""
+Replay in which some transitions are told as they would have been with other internal variables.
+
+An agent that seldom dies seldom learns what kills, and critics that know little of death let the policy climb toward
+it. A transition that was survived tells of one that would not have been: see
+:class:`~persist_sb3.counterfactuals.Counterfactuals`. The learner gets these beside those that took place.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import DictReplayBuffer
+
+from persist_sb3.batch import take, with_rows
+from persist_sb3.buffers.drawn import Drawn, DrawnReplayBuffer
+from persist_sb3.buffers.replay import ExecutedActionReplayBuffer
+from persist_sb3.counterfactuals import Counterfactuals
+from persist_sb3.homeostat import Pay
+from persist_sb3.models.linear import LinearFit
+from persist_sb3.models.spec import StateSpec
+from persist_sb3.viability import ViabilitySet
+
+
+class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
+    """
+    :class:`~persist_sb3.buffers.ExecutedActionReplayBuffer`, and in each batch a share of the transitions with other
+    internal variables: drawn anew inside the limits, with the step's outcome, ``HomeostatReward`` and death as they
+    would have been. The rest of the observation, of the reward and of the next observation is as it was.
+
+    The observation must show every internal variable. The callbacks of this package bind it to the constraints and the
+    homeostat at the beginning of training.
+
+    :param buffer_size: most transitions kept
+    :param observation_space: of one environment
+    :param action_space: of one environment
+    :param args: what else SB3's buffer takes
+    :param counterfactual_share: part of each batch, in ``[0, 1]``
+    :param violations_terminate: whether the environment ends an episode that violates a constraint
+    :param kwargs: what else ``ExecutedActionReplayBuffer`` takes
+    :raises TypeError: if a parameter is out of its range, the observations are of another kind than the class is for,
+        or proposed actions are to be learned from: with other internal variables the shield would have answered them
+        otherwise
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        *args: Any,
+        counterfactual_share: float = 0.5,
+        violations_terminate: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
+        if not 0.0 <= counterfactual_share <= 1.0:
+            raise TypeError(f"counterfactual_share={counterfactual_share} must be in [0, 1]")
+        if self.learn_from != "executed":
+            raise TypeError(
+                f"learn_from={self.learn_from!r} tells what became of a proposal, and with other internal variables "
+                "the shield would have made something else of it: use learn_from='executed'"
+            )
+        self.counterfactual_share = counterfactual_share
+        self.violations_terminate = violations_terminate
+        self._worlds: Counterfactuals | None = None
+        self._pay: Pay | None = None
+        self._fit: LinearFit | None = None
+
+    def bind(self, viability: ViabilitySet, entries: Mapping[str, str], pay: Pay | None) -> None:
+        """
+        Take what the environments declare. To be bound again changes nothing that was learned.
+
+        :param viability: the constraints
+        :param entries: where the observation shows each internal variable, by name
+        :param pay: of ``HomeostatReward``; None where there is none
+        :raises RuntimeError: if the observation does not show every internal variable as a number
+        """
+        spec = StateSpec(self.observation_space, self.action_space, viability)
+        try:
+            self._worlds = Counterfactuals(spec, entries, self._fit)
+        except ValueError as error:
+            raise RuntimeError(f"{type(self).__name__} shows the learner other internal variables: {error}") from error
+        self._fit, self._pay = self._worlds.fit, pay
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_worlds": None, "_pay": None}
+
+    @property
+    def _bound(self) -> Counterfactuals:
+        if self._worlds is None:
+            raise RuntimeError(
+                f"{type(self).__name__} knows no constraints, since no callback has bound it: train with one of "
+                "persist_sb3.callbacks, MetricsCallback for instance"
+            )
+        return self._worlds
+
+    def add(
+        self,
+        obs: Any,
+        next_obs: Any,
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        :param obs: before the step, ``(n, ...)``
+        :param next_obs: after it, ``(n, ...)``
+        :param action: what was proposed, ``(n, ...)``; of Box actions, scaled to ``[-1, 1]``
+        :param reward: ``(n,)``
+        :param done: whether the episode ended, ``(n,)``
+        :param infos: what the environments reported
+        :raises RuntimeError: if no callback of this package has bound it, the reward has a price of violations that
+            would not follow the internal variables, or an episode goes on that was to be over
+        """
+        worlds = self._bound
+        if "cost" in infos[0].get("reward_terms", ()):
+            raise RuntimeError(
+                f"{type(self).__name__} knows what HomeostatReward pays, and not what CostPenalty takes: use the "
+                "death_penalty of HomeostatReward instead"
+            )
+        if self.violations_terminate:
+            survived = worlds.spec.viability.contains(worlds.read(next_obs)) | done
+            if not survived.all():
+                raise RuntimeError(
+                    f"environment {int(survived.argmin())} violates a constraint and its episode goes on, but "
+                    f"{type(self).__name__} takes violations for deaths: replay_buffer_kwargs: "
+                    "{violations_terminate: false}, or end episodes with TerminateOnViolation"
+                )
+        position = self.pos
+        super().add(obs, next_obs, action, reward, done, infos)
+        executed = self.actions[position].reshape(self.n_envs, *(self.action_space.shape or ()))
+        worlds.learn(obs, self._encoded(worlds.spec, executed), next_obs)
+
+    @staticmethod
+    def _encoded(spec: StateSpec, action: NDArray[Any]) -> NDArray[np.float32]:
+        """
+        :param spec: the environment's state and actions
+        :param action: as SB3 stores it, ``(n, ...)``
+        :return: encoded, ``(n, A)``
+        """
+        if spec.continuous:
+            return action.reshape(len(action), -1).astype(np.float32)
+        return spec.encode_action(action)
+
+    def _drawn(self, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Drawn:
+        drawn, worlds = super()._drawn(rows, slots), self._bound
+        changed = np.arange(round(self.counterfactual_share * len(rows)))
+        before, after = take(drawn.observation, changed), take(drawn.next_observation, changed)
+        x, x_next = worlds.read(before), worlds.read(after)
+        # From NumPy's global generator, as SB3 draws its batches.
+        other = worlds.redraw(x, np.random.random((2, *x.shape)))  # noqa: NPY002
+        other_next = worlds.successor(x, x_next, other)
+        dead, dies = (~worlds.spec.viability.contains(end) for end in (x_next, other_next))
+        if self._pay is not None:
+            homeostat, weight = self._pay
+            drawn.reward[changed] += weight * (
+                homeostat.reward(other, other_next, dies) - homeostat.reward(x, x_next, dead)
+            )
+        if self.violations_terminate:
+            drawn.over[changed] = dies | ((drawn.over[changed] > 0.0) & ~dead)
+        return drawn._replace(
+            observation=with_rows(drawn.observation, changed, worlds.write(before, other)),
+            next_observation=with_rows(drawn.next_observation, changed, worlds.write(after, other_next)),
+        )
+
+
+class CounterfactualDictReplayBuffer(CounterfactualReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
+    """
+    The same for Dict observations. It takes the same parameters.
+    """
