@@ -149,6 +149,8 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     def _drawn(self, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Drawn:
         drawn, worlds = super()._drawn(rows, slots), self._bound
         changed = np.arange(round(self.counterfactual_share * len(rows)))
+        if not len(changed):
+            return drawn
         before, after = take(drawn.observation, changed), take(drawn.next_observation, changed)
         x, x_next = worlds.read(before), worlds.read(after)
         # From NumPy's global generator, as SB3 draws its batches.
