@@ -25,7 +25,13 @@ from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.recording import record
 from persist_sb3.viability import ViabilitySet
-from persist_sb3.wrappers import VecCostPenalty, VecHomeostatReward, VecInternalState, VecRandomSetpoint
+from persist_sb3.wrappers import (
+    VecCostPenalty,
+    VecHomeostatReward,
+    VecInternalState,
+    VecPartialObservation,
+    VecRandomSetpoint,
+)
 from tests.learners import make_model
 from tests.toys import Walker, Wall
 
@@ -282,6 +288,7 @@ def test_wrong_parameters_are_refused(kwargs: dict[str, Any], message: str) -> N
     ("make", "callbacks", "message"),
     [
         (lambda: walkers(sources=HIDDEN), [], "does not show heat"),
+        (lambda: VecPartialObservation(walkers(), noise={"heat": 0.1}), [], "does not always show heat"),
         (lambda: VecCostPenalty(walkers(), weight=1.0), [], "not what CostPenalty takes"),
         (lambda: VecRandomSetpoint(walkers(), ranges={"heat": [0.4, 0.6]}), [], "RandomSetpoint changes that"),
         (lambda: VecCostPenalty(walkers()), [LagrangeCallback(0.1)], "LagrangeCallback changes that"),

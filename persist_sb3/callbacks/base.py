@@ -143,8 +143,15 @@ class PersistCallback(BaseCallback):
     def _bind_counterfactuals(self, buffer: CounterfactualReplayBuffer) -> None:
         """
         :param buffer: the algorithm's
-        :raises RuntimeError: if what internal variables are worth changes in time, or from episode to episode
+        :raises RuntimeError: if what internal variables are worth changes in time, or from episode to episode, or the
+            observation does not always show them as they are
         """
+        degraded = declared(self.lookup, "internal_degraded", ())
+        if degraded:
+            raise RuntimeError(
+                f"{type(buffer).__name__} reads internal variables in the observation, which does not always show "
+                f"{', '.join(degraded)} as they are: leave PartialObservation out, or use ExecutedActionReplayBuffer"
+            )
         led = [name for name, part in LEADS.items() if part in self.state.bundle()]
         if declared(self.lookup, "setpoint_range", None) is not None:
             led.append("RandomSetpoint")
