@@ -31,6 +31,7 @@ from rich.table import Table
 
 from benchmarks.agents import evaluate_run, figures
 from benchmarks.kept import save, saved
+from benchmarks.mover import Mover
 from persist_sb3 import hyperparams, plots
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord, read_episodes
@@ -73,6 +74,8 @@ class Task:
     :param cloning: parameters of the callback that clones, in the place of its defaults, for ``SHOWN``
     :param shown: what else is changed in the entry for ``SHOWN``, as ``train.py`` takes it after ``-params``
     :param min_updates: of the shield, for ``SHOWN``. Default: what the entry says
+    :param moves: environment with the same observations and Discrete moves, whose shielded PPO agent demonstrates.
+        Default: the environment's own shielded agent does
     """
 
     algo: str
@@ -83,6 +86,7 @@ class Task:
     cloning: Mapping[str, Any] = field(default_factory=dict)
     shown: Sequence[str] = ()
     min_updates: int | None = None
+    moves: str | None = None
 
 
 def alive(run: Run, trained: list[EpisodeRecord], tests: list[EpisodeRecord]) -> Figures:
@@ -112,10 +116,22 @@ TASKS = {
         deterministic=False,
         further=alive,
         # Without a weight, SAC forgets within 3,000 steps what it was shown.
-        cloning={"value_steps": 4_000, "gradient_steps": 5_000, "learning_rate": "lin_0.003", "weight": 0.1},
-        # It ends there, and begins with 1, which would pay for nothing but randomness.
-        shown=["ent_coef:'auto_0.003'"],
+        cloning={
+            "value_steps": 4_000,
+            "gradient_steps": 8_000,
+            "learning_rate": "lin_0.003",
+            "weight": 0.1,
+            "weight_steps": 200_000,
+        },
+        shown=[
+            # It ends there, and begins with 1, which would pay for nothing but randomness.
+            "ent_coef:'auto_0.003'",
+            # A direction for each of the moves that a demonstrator chooses from.
+            "policy_kwargs:dict(net_arch=[128, 128], modes=1, "
+            "symmetries=['GridLifeContinuousScentMemory-v0', 'GridLifeContinuousScent-v0'])",
+        ],
         min_updates=3_000,
+        moves="GridLifeScent-v0",
     ),
 }
 
@@ -180,14 +196,17 @@ def demonstrated(env_id: str, task: Task, timesteps: int, folder: Path) -> dict[
     :param task: its algorithm
     :param timesteps: of a training
     :param folder: where runs are kept
-    :return: parameters of the callback that clones the shielded agent of seed 0. If the file of its episodes is there
+    :return: parameters of the callback that clones a shielded agent of seed 0. If the file of its episodes is there
         already, none is played again
     """
     path = folder / str(timesteps) / f"{env_id}-{EPISODES}.npz"
     if not path.is_file():
         run = Run(trained(env_id, task, "homeostat + shield", 0, timesteps, folder))
         venv = run.make_env(EPISODES, split="train")
-        model = run.load_model(venv, seed=0)
+        model: Any = run.load_model(venv, seed=0)
+        if task.moves is not None:
+            teacher = trained(task.moves, Task("ppo", timesteps), "homeostat + shield", 0, timesteps, folder)
+            model = Mover(Run(teacher), venv, seed=0)
         record(model, venv, EPISODES, deterministic=task.deterministic, seed=0, drop_unsafe=True).save(path)
         venv.close()
     return {"demonstrations": str(path.resolve()), "value_steps": round(HELD * timesteps), **task.cloning}

@@ -5,13 +5,16 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import agents
 from benchmarks.agents import CPU_SECONDS, Condition, cost, train
 from benchmarks.continuous import SHIELD, TASKS, earlier, name_of, options
 from benchmarks.kept import save, saved
+from benchmarks.mover import as_numbers
 from benchmarks.tables import tabulate
+from persist_sb3.envs.vector import GridLifeVecEnv
 
 #: In the place of train.py: takes twice as much CPU time as it is told to, in processes of its own.
 STAND_IN = """
@@ -130,3 +133,22 @@ def test_further_seeds_go_on_from_the_results() -> None:
         earlier(result, ["bare"], 2, 100, 30)
     with pytest.raises(ValueError, match="no figures of 100 steps"):
         earlier({}, ["bare"], 2, 100, 20)
+
+
+def test_a_real_valued_action_means_the_move() -> None:
+    rng = np.random.default_rng(0)
+    worlds = [GridLifeVecEnv(200, split="train", continuous=continuous) for continuous in (False, True)]
+    worlds[0].seed(0)
+    for world in worlds:
+        world.reset()
+    worlds[1].restore(worlds[0].snapshot())
+    cells = set()
+    for _ in range(5):
+        moves = rng.integers(5, size=200)
+        worlds[0].step(moves)
+        worlds[1].step(as_numbers(moves, rng))
+        one, other = (world.snapshot() for world in worlds)
+        np.testing.assert_array_equal(one.cell, other.cell)
+        np.testing.assert_array_equal(one.internal, other.internal)
+        cells |= set(one.cell.tolist())
+    assert len(cells) > 50
