@@ -1,14 +1,13 @@
 """Where a step would have led with other internal variables: what an agent learns about death without dying."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from persist_sb3.batch import Batch
-from persist_sb3.models.linear import LinearFit
+from persist_sb3.batch import Batch, flatten
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.paths import locate, parse_path
 
@@ -16,6 +15,19 @@ Floats = NDArray[np.float64]
 
 #: Probability with which each variable is drawn anew.
 REDRAWN = 0.5
+
+#: Least squares in a regression by least absolute deviations, and the deviation, in standard deviations of what is
+#: explained, below which a row does not count for more.
+ROUNDS, SMALL = 10, 0.01
+
+#: A variable of which the rest of the observation leaves less than this share open is shown twice.
+DOUBLE = 1e-3
+
+#: Added to the diagonal of the inputs' correlation matrix, in which one-hot codes are linearly dependent.
+RIDGE = 1e-6
+
+#: Inputs whose standard deviation is below this have not varied.
+LEAST_DEVIATION = 1e-6
 
 
 class Counterfactuals:
@@ -26,23 +38,29 @@ class Counterfactuals:
     dynamics, as in Pitis, Creager and Garg, "Counterfactual data augmentation using locally factored dynamics", NeurIPS
     2020).
 
-    With ``x~`` in the place of ``x``, the step leads to ``x~' = x' + J (x~ - x)``. ``J = I + d(x' - x)/dx`` is of a
-    linear regression of the change on all of ``[o, x, a]``, which does not blame ``x`` for what the observation and the
-    action explain. What the step owes to everything else, chance included, is in ``x'`` already. That is exact where
-    the change is linear in ``x`` and what multiplies ``x`` is the same everywhere: levels that are drained and filled,
-    and those that relax towards their surroundings. As long as the regression has too little data, ``J`` is the
-    identity.
+    With ``x~`` in the place of ``x``, the step leads to ``x~' = x' + (x~ - x) J``. What the step owes to everything
+    else, chance included, is in ``x'`` already. That is exact where the change is linear in ``x``, and the same
+    everywhere: levels that are drained and filled, and those that relax towards their surroundings.
+
+    ``J = I + d(x' - x)/dx`` is of a linear regression of the change on ``[x, o, a, o']``, the internal variables left
+    out of both observations: what they show explains the change, and is not blamed on ``x``. It is a regression by
+    least absolute deviations, because of what it cannot explain. An agent that eats when it is hungry gains most where
+    it has least, and least squares take that for a property of hunger. What happens seldom and changes much does not
+    move a median.
 
     It is assumed that ``x`` changes nothing else: neither what surrounds the agent and how it moves, nor the task's
     reward.
 
     :param spec: the environment's state and actions
     :param entries: where the observation shows each internal variable, by name
-    :param fit: a regression to go on with. Default: a new one
+    :param jacobian: ``J``, as far as it is known, ``(d, d)``. Default: the identity
     :raises ValueError: if the observation does not show every internal variable as a number
     """
 
-    def __init__(self, spec: StateSpec, entries: Mapping[str, str], fit: LinearFit | None = None) -> None:
+    #: By how much ``x'_j`` is greater where ``x_i`` is greater by 1, in row ``i`` and column ``j``, ``(d, d)``.
+    jacobian: Floats
+
+    def __init__(self, spec: StateSpec, entries: Mapping[str, str], jacobian: Floats | None = None) -> None:
         self.spec = spec
         dims, space = spec.viability.dims, spec.observation_space
         hidden = [name for name in dims if name not in entries]
@@ -55,11 +73,11 @@ class Counterfactuals:
                 inner = inner[key]  # type: ignore[index]
             if not (isinstance(inner, spaces.Box) and np.issubdtype(inner.dtype, np.floating)):
                 raise ValueError(f"the observation shows {name} in {inner}, which does not hold every number")
-        # Where s = [o, x] has each variable: in x, and in the observation.
-        shown = [entry.columns(space)[0] for entry in self._entries]
-        self._columns = np.array([shown, range(spec.observation_dim, spec.state_dim)])
-        d = len(dims)
-        self.fit = LinearFit(1, spec.state_dim + spec.action_dim, d) if fit is None else fit
+        columns = [entry.columns(space)[0] for entry in self._entries]
+        self._rest = np.delete(np.arange(spec.observation_dim), columns)
+        #: What the regression takes for each transition, ``p``.
+        self.inputs = len(dims) + 2 * len(self._rest) + spec.action_dim
+        self.jacobian = np.eye(len(dims)) if jacobian is None else jacobian
         self._low, self._high = spec.viability.box()
 
     def read(self, observation: Batch) -> Floats:
@@ -81,21 +99,30 @@ class Counterfactuals:
 
     def learn(self, observation: Batch, action: NDArray[np.float32], next_observation: Batch) -> None:
         """
+        Find ``J``, anew, and from these transitions alone. There should be more of them than :attr:`inputs`.
+
         :param observation: before a step, ``(n, ...)``
         :param action: executed, encoded, ``(n, A)``
         :param next_observation: after it, ``(n, ...)``
+        :raises RuntimeError: if the observation shows an internal variable twice: what it shows would explain all of
+            the change
         """
-        x = self.read(observation)
-        given = np.concatenate([self.spec.encode(observation, x), action], axis=1)
-        change = self.read(next_observation) - x
-        self.fit.update(torch.from_numpy(given), torch.from_numpy(change), torch.zeros(len(x), dtype=torch.int64))
+        x, space = self.read(observation), self.spec.observation_space
+        shown = [flatten(space, batch)[:, self._rest] for batch in (observation, next_observation)]
+        self._refuse_doubles(x, shown[0])
+        slopes = least_deviations(np.concatenate([x, *shown, action], axis=1), self.read(next_observation) - x)
+        self.jacobian = np.eye(x.shape[1]) + slopes[: x.shape[1]]
 
-    @property
-    def jacobian(self) -> Floats:
-        """``J``: by how much ``x'_j`` is greater where ``x_i`` is greater by 1, in row ``i`` and column ``j``."""
-        slopes = self.fit.weight[0].numpy()[self._columns].sum(axis=0, dtype=np.float64)
-        jacobian: Floats = np.eye(len(slopes)) + slopes
-        return jacobian
+    def _refuse_doubles(self, x: Floats, rest: NDArray[Any]) -> None:
+        centred = rest - rest.mean(axis=0, dtype=np.float64)
+        left = (x - x.mean(axis=0)) - centred @ np.linalg.lstsq(centred, x - x.mean(axis=0), rcond=None)[0]
+        twice = left.std(axis=0) < DOUBLE * x.std(axis=0)
+        if twice.any():
+            name = self.spec.viability.dims[int(twice.argmax())]
+            raise RuntimeError(
+                f"the observation shows {name} in {self._entries[int(twice.argmax())].text} and follows it elsewhere, "
+                "where it would stay as it was: leave that out of the observation, or use ExecutedActionReplayBuffer"
+            )
 
     def redraw(self, x: Floats, draws: Floats) -> Floats:
         """
@@ -120,3 +147,31 @@ class Counterfactuals:
         """
         viability = self.spec.viability
         return np.clip(x_next + (other - x) @ self.jacobian, viability.low, viability.high)
+
+
+def least_deviations(x: Floats, y: Floats) -> Floats:
+    """
+    Linear regression with an intercept by least absolute deviations: by least squares, again and again, with the
+    inverse of each row's last deviation as its weight (Schlossmacher, "An iterative technique for absolute deviations
+    curve fitting", JASA 1973).
+
+    :param x: ``(n, p)``
+    :param y: ``(n, g)``
+    :return: slopes, ``(p, g)``; 0 where ``x`` does not vary
+    """
+    scale = x.std(axis=0)
+    varies = scale > LEAST_DEVIATION
+    inputs = (x[:, varies] - x[:, varies].mean(axis=0)) / scale[varies]
+    inputs = np.concatenate([inputs, np.ones((len(x), 1))], axis=1)
+    ridge = RIDGE * np.eye(inputs.shape[1])
+    slopes = np.zeros((x.shape[1], y.shape[1]))
+    for column, target in zip(slopes.T, y.T, strict=True):
+        floor = SMALL * max(float(target.std()), np.finfo(np.float64).tiny)
+        weights = np.full(len(x), 1.0 / len(x))
+        for _ in range(ROUNDS):
+            weighted = inputs.T * weights
+            solved = np.linalg.solve(weighted @ inputs + ridge, weighted @ target)
+            weights = 1.0 / np.maximum(np.abs(target - inputs @ solved), floor)
+            weights /= weights.sum()
+        column[varies] = solved[:-1] / scale[varies]
+    return slopes

@@ -11,16 +11,18 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from persist_sb3 import buffers
+from persist_sb3.batch import tree_map
 from persist_sb3.buffers import (
     CounterfactualDictReplayBuffer,
     CounterfactualReplayBuffer,
 )
 from persist_sb3.callbacks import BehaviourCloningCallback, LagrangeCallback, MetricsCallback
-from persist_sb3.counterfactuals import Counterfactuals
+from persist_sb3.counterfactuals import Counterfactuals, least_deviations
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.recording import record
@@ -42,8 +44,23 @@ LIMITS: dict[str, Any] = {"constraints": ["battery >= 0.2"], "mu": [0.8, 0.5], "
 HOMEOSTAT: dict[str, Any] = {"alive_bonus": 0.5, "death_penalty": 3.0}
 
 
+class Plain(Walker):
+    """A walker that shows its battery once."""
+
+    def observe(self) -> Any:
+        shown = super().observe()
+        shown["sight"][1, 1] = 0.0
+        return shown
+
+
+class PlainBox(Plain):
+    def observe(self) -> Any:
+        return Walker.observe(self) * np.array([1.0, 1.0, 1.0, 0.0], dtype=np.float32)
+
+
 def walkers(observation: str = "box", action: str = "box", horizon: int = 12, **kwargs: Any) -> VecEnv:
-    env: VecEnv = DummyVecEnv([partial(Walker, observation, action, horizon)] * 3)
+    kind = PlainBox if observation == "box" else Plain
+    env: VecEnv = DummyVecEnv([partial(kind, observation, action, horizon)] * 3)
     sources = IN_DICT if observation == "dict" else SHOWN
     return VecInternalState(env, **{"dims": list(sources), "sources": sources} | LIMITS | kwargs)
 
@@ -70,7 +87,7 @@ def test_the_true_gridlife_agrees() -> None:
     rng = np.random.default_rng(0)
     venv.seed(0)
     observation: Any = venv.reset()
-    said, truth = [], []
+    said, truth, seen = [], [], []
     action = np.zeros((64, 2), dtype=np.float32)
     for time in range(400):
         action = np.where(rng.random((64, 1)) < 0.3, rng.uniform(-1.0, 1.0, (64, 2)), action).astype(np.float32)
@@ -78,8 +95,10 @@ def test_the_true_gridlife_agrees() -> None:
         following, _, _, infos = venv.step(action)
         x_next = np.array([info["internal"] for info in infos])
         if time < 300:
-            worlds.learn(observation, action, worlds.write(observation, x_next))
+            seen.append((observation, action, worlds.write(observation, x_next)))
         else:
+            if time == 300:
+                worlds.learn(*tree_map(lambda *leaves: np.concatenate(leaves[::10]), *seen))
             now = venv.snapshot()
             other = worlds.redraw(before.internal, rng.random((2, 64, 3)))
             venv.restore(replace(before, internal=other))
@@ -88,11 +107,11 @@ def test_the_true_gridlife_agrees() -> None:
             venv.restore(now)
         observation = following
     ours, theirs = np.concatenate(said), np.concatenate(truth)
-    # Less than half of what a step costs. Who is full gains nothing by food, which is not linear.
-    assert np.quantile(np.abs(ours - theirs), 0.9, axis=0).max() < 5e-3
+    # Who is full gains nothing by food, which is not linear.
+    assert np.quantile(np.abs(ours - theirs), 0.95, axis=0).max() < 1e-3
     dies = ~venv.viability.contains(theirs)
     assert 0.01 < dies.mean() < 0.1
-    assert (dies == ~venv.viability.contains(ours)).mean() > 0.995
+    assert (dies == ~venv.viability.contains(ours)).mean() > 0.998
 
 
 def test_the_jacobian_is_that_of_a_linear_world() -> None:
@@ -129,6 +148,41 @@ def test_what_comes_with_a_variable_is_not_its_effect() -> None:
     action = np.eye(2, dtype=np.float32)[rng.integers(2, size=2000)]
     worlds.learn(observation, action, worlds.write(observation, x_next))
     np.testing.assert_allclose(worlds.jacobian, [[1.0, 0.0], [0.0, 0.9]], atol=2e-3)
+
+
+def test_hunger_is_not_what_feeds() -> None:
+    """Who is hungry goes where the food is, and eats; that energy rises where it is low is not what energy does."""
+    rng = np.random.default_rng(0)
+    space = spaces.Box(-9.0, 9.0, (2,), dtype=np.float32)
+    limits = ViabilitySet(["energy >= 0.2"], ("energy",), high=[1.0])
+    worlds = Counterfactuals(StateSpec(space, spaces.Discrete(2), limits), {"energy": "obs[0]"})
+    energy, near = rng.uniform(0.2, 1.0, 4000), rng.integers(2, size=4000)
+    goes = near & (energy + rng.normal(0.0, 0.1, 4000) < 0.5)
+    change = np.where(goes, 0.3, -0.01)
+    observation = np.stack([energy, near], axis=1).astype(np.float32)
+    # What the agent sees afterwards does not tell what it ate, and that both were needed is not linear.
+    worlds.learn(observation, np.eye(2, dtype=np.float32)[goes], worlds.write(observation, (energy + change)[:, None]))
+    np.testing.assert_allclose(worlds.jacobian, [[1.0]], atol=1e-3)
+    plain = np.linalg.lstsq(np.column_stack([energy, near, np.ones(4000)]), change, rcond=None)[0]
+    assert plain[0] < -0.2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_least_absolute_deviations_are_those_of_a_linear_program(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, p = 80, 3
+    x = rng.normal(size=(n, p))
+    y = x @ [1.0, -2.0, 0.5] + 0.3 + rng.standard_t(2, size=n)
+    slopes = least_deviations(x, y[:, None])[:, 0]
+    given = np.column_stack([x, np.ones(n)])
+    program = linprog(
+        np.concatenate([np.zeros(p + 1), np.ones(2 * n)]),
+        A_eq=np.hstack([given, np.eye(n), -np.eye(n)]),
+        b_eq=y,
+        bounds=[(None, None)] * (p + 1) + [(0, None)] * (2 * n),
+    )
+    intercept = np.median(y - x @ slopes)
+    assert np.abs(y - x @ slopes - intercept).sum() <= 1.005 * program.fun
 
 
 @settings(max_examples=50, deadline=None)
@@ -232,6 +286,8 @@ def test_without_a_share_a_batch_is_that_of_the_other_buffer(observation: str) -
 
 def test_the_same_seed_gives_the_same_batch() -> None:
     model = train(walkers(), steps=300)
+    # Now it has learned what it can.
+    model.replay_buffer.sample(8)
     batches = []
     for _ in range(2):
         np.random.seed(5)  # noqa: NPY002
@@ -241,13 +297,15 @@ def test_the_same_seed_gives_the_same_batch() -> None:
 
 def test_actions_without_units_are_understood() -> None:
     buffer = train(walkers("dict", "discrete"), algorithm=DQN).replay_buffer
-    np.testing.assert_allclose(buffer._worlds.jacobian, np.eye(2), atol=0.1)
     drawn = buffer._drawn(*everything(buffer))
+    assert not np.array_equal(buffer._worlds.jacobian, np.eye(2))
+    np.testing.assert_allclose(buffer._worlds.jacobian, np.eye(2), atol=0.1)
     np.testing.assert_array_equal(drawn.over > 0.0, drawn.next_observation["sight"][:, 0, 0] < 0.2)
 
 
 def test_a_saved_buffer_goes_on_with_what_it_learned() -> None:
     model = train(walkers())
+    model.replay_buffer.sample(8)
     jacobian = model.replay_buffer._worlds.jacobian
     assert not np.array_equal(jacobian, np.eye(2))
     model.replay_buffer = pickle.loads(pickle.dumps(model.replay_buffer))
@@ -256,7 +314,7 @@ def test_a_saved_buffer_goes_on_with_what_it_learned() -> None:
     model.learn(3, callback=MetricsCallback(), reset_num_timesteps=False)
     again = model.replay_buffer._worlds.jacobian
     assert not np.array_equal(again, np.eye(2))
-    np.testing.assert_allclose(again, jacobian, atol=0.01)
+    np.testing.assert_array_equal(again, jacobian)
 
 
 def test_life_goes_on_where_violations_do_not_end_it() -> None:
@@ -304,3 +362,10 @@ def test_an_observation_of_whole_numbers_is_refused() -> None:
     limits = ViabilitySet(["level >= 1"], ("level",), high=[4.0])
     with pytest.raises(ValueError, match="does not hold every number"):
         Counterfactuals(StateSpec(space, spaces.Discrete(2), limits), {"level": "obs.level"})
+
+
+def test_what_is_shown_twice_is_refused() -> None:
+    env = VecInternalState(DummyVecEnv([partial(Walker, "box", "box")] * 3), dims=list(SHOWN), sources=SHOWN, **LIMITS)
+    model = train(env, steps=300)
+    with pytest.raises(RuntimeError, match=r"shows battery in obs\[0\] and follows it elsewhere"):
+        model.replay_buffer.sample(8)

@@ -19,9 +19,14 @@ from persist_sb3.buffers.drawn import Drawn, DrawnReplayBuffer
 from persist_sb3.buffers.replay import ExecutedActionReplayBuffer
 from persist_sb3.counterfactuals import Counterfactuals
 from persist_sb3.homeostat import Pay
-from persist_sb3.models.linear import LinearFit
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.viability import ViabilitySet
+
+#: Transitions that are drawn to learn from, and how many for each input there must be.
+ROWS, ENOUGH = 2000, 2
+
+#: It is learned anew when there have been so many more transitions.
+GROWTH = 1.5
 
 
 class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
@@ -67,7 +72,9 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         self.violations_terminate = violations_terminate
         self._worlds: Counterfactuals | None = None
         self._pay: Pay | None = None
-        self._fit: LinearFit | None = None
+        # Kept with the buffer, unlike what the environments declare.
+        self._jacobian: NDArray[np.float64] | None = None
+        self._added = self._learned_from = 0
 
     def bind(self, viability: ViabilitySet, entries: Mapping[str, str], pay: Pay | None) -> None:
         """
@@ -80,10 +87,10 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         """
         spec = StateSpec(self.observation_space, self.action_space, viability)
         try:
-            self._worlds = Counterfactuals(spec, entries, self._fit)
+            self._worlds = Counterfactuals(spec, entries, self._jacobian)
         except ValueError as error:
             raise RuntimeError(f"{type(self).__name__} shows the learner other internal variables: {error}") from error
-        self._fit, self._pay = self._worlds.fit, pay
+        self._pay = pay
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_worlds": None, "_pay": None}
@@ -130,27 +137,28 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
                     f"{type(self).__name__} takes violations for deaths: replay_buffer_kwargs: "
                     "{violations_terminate: false}, or end episodes with TerminateOnViolation"
                 )
-        position = self.pos
         super().add(obs, next_obs, action, reward, done, infos)
-        executed = self.actions[position].reshape(self.n_envs, *(self.action_space.shape or ()))
-        worlds.learn(obs, self._encoded(worlds.spec, executed), next_obs)
+        self._added += self.n_envs
 
-    @staticmethod
-    def _encoded(spec: StateSpec, action: NDArray[Any]) -> NDArray[np.float32]:
-        """
-        :param spec: the environment's state and actions
-        :param action: as SB3 stores it, ``(n, ...)``
-        :return: encoded, ``(n, A)``
-        """
-        if spec.continuous:
-            return action.reshape(len(action), -1).astype(np.float32)
-        return spec.encode_action(action)
+    def _learn(self) -> None:
+        """Find out how internal variables change, from transitions drawn at random."""
+        worlds, kept = self._bound, self.size() * self.n_envs
+        if kept < ENOUGH * worlds.inputs or self._added < GROWTH * self._learned_from:
+            return
+        # From NumPy's global generator, as SB3 draws its batches.
+        drawn = np.random.choice(kept, min(kept, max(ROWS, ENOUGH * worlds.inputs)), replace=False)  # noqa: NPY002
+        real = super()._drawn(*np.divmod(drawn, self.n_envs))
+        action = real.action.reshape(len(drawn), *(self.action_space.shape or ()))
+        encoded = real.action if worlds.spec.continuous else worlds.spec.encode_action(action)
+        worlds.learn(real.observation, encoded, real.next_observation)
+        self._jacobian, self._learned_from = worlds.jacobian, self._added
 
     def _drawn(self, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Drawn:
         drawn, worlds = super()._drawn(rows, slots), self._bound
         changed = np.arange(round(self.counterfactual_share * len(rows)))
         if not len(changed):
             return drawn
+        self._learn()
         before, after = take(drawn.observation, changed), take(drawn.next_observation, changed)
         x, x_next = worlds.read(before), worlds.read(after)
         # From NumPy's global generator, as SB3 draws its batches.
