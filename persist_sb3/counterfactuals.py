@@ -97,20 +97,23 @@ class Counterfactuals:
             observation = entry.write(observation, column)
         return observation
 
-    def learn(self, observation: Batch, action: NDArray[np.float32], next_observation: Batch) -> None:
+    def learn(
+        self, observation: Batch, action: NDArray[np.float32], next_observation: Batch, rounds: int = ROUNDS
+    ) -> None:
         """
         Find ``J``, anew, and from these transitions alone. There should be more of them than :attr:`inputs`.
 
         :param observation: before a step, ``(n, ...)``
         :param action: executed, encoded, ``(n, A)``
         :param next_observation: after it, ``(n, ...)``
+        :param rounds: see :func:`least_deviations`
         :raises RuntimeError: if the observation shows an internal variable twice: what it shows would explain all of
             the change
         """
         x, space = self.read(observation), self.spec.observation_space
         shown = [flatten(space, batch)[:, self._rest] for batch in (observation, next_observation)]
         self._refuse_doubles(x, shown[0])
-        slopes = least_deviations(np.concatenate([x, *shown, action], axis=1), self.read(next_observation) - x)
+        slopes = least_deviations(np.concatenate([x, *shown, action], axis=1), self.read(next_observation) - x, rounds)
         self.jacobian = np.eye(x.shape[1]) + slopes[: x.shape[1]]
 
     def _refuse_doubles(self, x: Floats, rest: NDArray[Any]) -> None:
@@ -149,7 +152,7 @@ class Counterfactuals:
         return np.clip(x_next + (other - x) @ self.jacobian, viability.low, viability.high)
 
 
-def least_deviations(x: Floats, y: Floats) -> Floats:
+def least_deviations(x: Floats, y: Floats, rounds: int = ROUNDS) -> Floats:
     """
     Linear regression with an intercept by least absolute deviations: by least squares, again and again, with the
     inverse of each row's last deviation as its weight (Schlossmacher, "An iterative technique for absolute deviations
@@ -157,6 +160,7 @@ def least_deviations(x: Floats, y: Floats) -> Floats:
 
     :param x: ``(n, p)``
     :param y: ``(n, g)``
+    :param rounds: how often; after the first it is least squares
     :return: slopes, ``(p, g)``; 0 where ``x`` does not vary
     """
     scale = x.std(axis=0)
@@ -168,7 +172,7 @@ def least_deviations(x: Floats, y: Floats) -> Floats:
     for column, target in zip(slopes.T, y.T, strict=True):
         floor = SMALL * max(float(target.std()), np.finfo(np.float64).tiny)
         weights = np.full(len(x), 1.0 / len(x))
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             weighted = inputs.T * weights
             solved = np.linalg.solve(weighted @ inputs + ridge, weighted @ target)
             weights = 1.0 / np.maximum(np.abs(target - inputs @ solved), floor)
