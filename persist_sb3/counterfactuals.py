@@ -26,7 +26,7 @@ DOUBLE = 1e-3
 #: Added to the diagonal of the inputs' correlation matrix, in which one-hot codes are linearly dependent.
 RIDGE = 1e-6
 
-#: Inputs whose standard deviation is below this have not varied.
+#: What has a standard deviation below this has not varied.
 LEAST_DEVIATION = 1e-6
 
 
@@ -117,15 +117,16 @@ class Counterfactuals:
         self.jacobian = np.eye(x.shape[1]) + slopes[: x.shape[1]]
 
     def _refuse_doubles(self, x: Floats, rest: NDArray[Any]) -> None:
-        centred = rest - rest.mean(axis=0, dtype=np.float64)
-        left = (x - x.mean(axis=0)) - centred @ np.linalg.lstsq(centred, x - x.mean(axis=0), rcond=None)[0]
-        twice = left.std(axis=0) < DOUBLE * x.std(axis=0)
-        if twice.any():
-            name = self.spec.viability.dims[int(twice.argmax())]
-            raise RuntimeError(
-                f"the observation shows {name} in {self._entries[int(twice.argmax())].text} and follows it elsewhere, "
-                "where it would stay as it was: leave that out of the observation, or use ExecutedActionReplayBuffer"
-            )
+        rest, deviation = rest - rest.mean(axis=0, dtype=np.float64), x - x.mean(axis=0)
+        left = deviation - rest @ np.linalg.lstsq(rest, deviation, rcond=None)[0]
+        for name, entry, double in zip(
+            self.spec.viability.dims, self._entries, left.std(axis=0) < DOUBLE * deviation.std(axis=0), strict=True
+        ):
+            if double:
+                raise RuntimeError(
+                    f"the observation shows {name} in {entry.text} and follows it elsewhere, where it would stay as it "
+                    "was: leave that out of the observation, or use ExecutedActionReplayBuffer"
+                )
 
     def redraw(self, x: Floats, draws: Floats) -> Floats:
         """
@@ -170,7 +171,7 @@ def least_deviations(x: Floats, y: Floats, rounds: int = ROUNDS) -> Floats:
     ridge = RIDGE * np.eye(inputs.shape[1])
     slopes = np.zeros((x.shape[1], y.shape[1]))
     for column, target in zip(slopes.T, y.T, strict=True):
-        floor = SMALL * max(float(target.std()), np.finfo(np.float64).tiny)
+        floor = SMALL * max(float(target.std()), LEAST_DEVIATION)
         weights = np.full(len(x), 1.0 / len(x))
         for _ in range(rounds):
             weighted = inputs.T * weights

@@ -167,6 +167,12 @@ def test_hunger_is_not_what_feeds() -> None:
     assert plain[0] < -0.2
 
 
+def test_what_never_changes_has_no_slope() -> None:
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    slopes = least_deviations(np.column_stack([x, np.ones(50)]), np.column_stack([np.full(50, 0.3), x[:, 0]]))
+    np.testing.assert_allclose(slopes, [[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]], atol=1e-4)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_least_absolute_deviations_are_those_of_a_linear_program(seed: int) -> None:
     rng = np.random.default_rng(seed)
