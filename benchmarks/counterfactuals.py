@@ -25,8 +25,11 @@ from rich.table import Table
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.kept import save
+from persist_sb3.batch import take
 from persist_sb3.buffers import Transitions, concatenate
-from persist_sb3.counterfactuals import Counterfactuals
+from persist_sb3.buffers.counterfactual import ROWS
+from persist_sb3.buffers.transitions import as_batch
+from persist_sb3.counterfactuals import ROUNDS, Counterfactuals
 from persist_sb3.envs.snapshot import Snapshot
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.models.spec import StateSpec
@@ -41,7 +44,7 @@ STEPS = (2_000, 8_000, 32_000)
 #: Energy below which the agent follows the scent, and how often it turns elsewhere.
 HUNGRY, TURNS = 0.6, 0.3
 #: Weighted least squares, one after the other; none is no regression.
-GUESSES = {"the same change": 0, "least squares": 1, "least absolute deviations": 10}
+GUESSES = {"the same change": 0, "least squares": 1, "least absolute deviations": ROUNDS}
 WRONG, DEATHS = "wrong deaths", "deaths"
 
 Figures = dict[str, dict[str, float]]
@@ -127,14 +130,11 @@ def learn(guesses: dict[str, Counterfactuals], walk: Transitions, generator: np.
     :param walk: to learn from
     :param generator: decides from which of its steps, as many as a buffer takes
     """
-    some = generator.choice(len(walk), min(len(walk), 2000), replace=False)
-    observation, following = (
-        {key: leaf[some] for key, leaf in shown.items()} for shown in (walk.observation, walk.next_observation)
-    )
+    some = Transitions(**take(as_batch(walk), generator.choice(len(walk), min(len(walk), ROWS), replace=False)))
     for name, rounds in GUESSES.items():
         if rounds:
-            action = guesses[name].spec.encode_action(walk.executed_action[some])
-            guesses[name].learn(observation, action, following, rounds)
+            action = guesses[name].spec.encode_action(some.executed_action)
+            guesses[name].learn(some.observation, action, some.next_observation, rounds)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from persist_sb3.batch import Batch, flatten
+from persist_sb3.models.linear import LEAST_DEVIATION, RIDGE
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.paths import locate, parse_path
 
@@ -22,12 +23,6 @@ ROUNDS, SMALL = 10, 0.01
 
 #: A variable of which the rest of the observation leaves less than this share open is shown twice.
 DOUBLE = 1e-3
-
-#: Added to the diagonal of the inputs' correlation matrix, in which one-hot codes are linearly dependent.
-RIDGE = 1e-6
-
-#: What has a standard deviation below this has not varied.
-LEAST_DEVIATION = 1e-6
 
 
 class Counterfactuals:

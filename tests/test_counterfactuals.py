@@ -17,10 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from persist_sb3 import buffers
 from persist_sb3.batch import tree_map
-from persist_sb3.buffers import (
-    CounterfactualDictReplayBuffer,
-    CounterfactualReplayBuffer,
-)
+from persist_sb3.buffers import CounterfactualDictReplayBuffer, CounterfactualReplayBuffer
 from persist_sb3.callbacks import BehaviourCloningCallback, LagrangeCallback, MetricsCallback
 from persist_sb3.counterfactuals import Counterfactuals, least_deviations
 from persist_sb3.envs.vector import GridLifeVecEnv

@@ -35,7 +35,9 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     internal variables: drawn anew inside the limits, with the step's outcome, ``HomeostatReward`` and death as they
     would have been. The rest of the observation, of the reward and of the next observation is as it was.
 
-    The observation must show every internal variable. The callbacks of this package bind it to the constraints and the
+    How variables change is learned from :data:`ROWS` of the transitions, as soon as there are :data:`ENOUGH` for each
+    input of the regression, and anew as they become more. Until then the change is taken to be what it was. The
+    observation must show every internal variable. The callbacks of this package bind it to the constraints and the
     homeostat at the beginning of training.
 
     :param buffer_size: most transitions kept

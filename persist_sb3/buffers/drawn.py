@@ -51,12 +51,7 @@ class DrawnReplayBuffer(ReplayBuffer):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        nested = isinstance(self, DictReplayBuffer)
-        if nested != isinstance(observation_space, spaces.Dict):
-            raise TypeError(
-                f"{type(self).__name__} does not keep observations of {observation_space}: use the class "
-                f"with{'out' if nested else ''} 'Dict' in its name"
-            )
+        require_kind(type(self), observation_space)
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
         if self.optimize_memory_usage:
             raise TypeError(
@@ -92,4 +87,19 @@ class DrawnReplayBuffer(ReplayBuffer):
             following,
             self.to_torch(drawn.over[:, None]),
             self.to_torch(self._normalize_reward(drawn.reward[:, None], env)),
+        )
+
+
+def require_kind(buffer: type[ReplayBuffer], observation_space: spaces.Space[Any]) -> None:
+    """
+    :param buffer: class of a buffer, of the two that differ by ``Dict`` in their names
+    :param observation_space: what it is to keep
+    :raises TypeError: if the other one is made for that
+    """
+    nested, name = issubclass(buffer, DictReplayBuffer), buffer.__name__
+    if nested != isinstance(observation_space, spaces.Dict):
+        other = name.replace("Dict", "") if nested else name.replace("ReplayBuffer", "DictReplayBuffer")
+        raise TypeError(
+            f"{name} does not keep observations of {observation_space}: use {other}, "
+            f"with{'out' if nested else ''} 'Dict' in its name"
         )

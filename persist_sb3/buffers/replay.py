@@ -21,6 +21,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from persist_sb3.buffers.drawn import require_kind
 from persist_sb3.buffers.nstep import NStepDictReplayBuffer
 
 LearnFrom = Literal["executed", "proposed", "both"]
@@ -66,7 +67,7 @@ class ExecutedActionReplayBuffer(ReplayBuffer):
         intervention_penalty: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        _require_kind(type(self), observation_space)
+        require_kind(type(self), observation_space)
         if learn_from not in get_args(LearnFrom):
             raise TypeError(f"learn_from={learn_from!r} must be one of {', '.join(map(repr, get_args(LearnFrom)))}")
         if not 0.0 <= intervention_penalty < np.inf:
@@ -185,24 +186,6 @@ class ExecutedActionNStepDictReplayBuffer(ExecutedActionReplayBuffer, NStepDictR
     """
     The same for Dict observations. It takes the same parameters.
     """
-
-
-def _require_kind(buffer: type[ReplayBuffer], observation_space: spaces.Space[Any]) -> None:
-    """
-    :param buffer: class of a buffer
-    :param observation_space: what it is to keep
-    :raises TypeError: if it is not made for that
-    """
-    nested = isinstance(observation_space, spaces.Dict)
-    if nested == issubclass(buffer, DictReplayBuffer):
-        return
-    if not nested:
-        remedy = "use ExecutedActionReplayBuffer"
-    elif issubclass(buffer, NStepReplayBuffer):
-        remedy = "use ExecutedActionNStepDictReplayBuffer"
-    else:
-        remedy = "use ExecutedActionDictReplayBuffer"
-    raise TypeError(f"{buffer.__name__} does not keep observations of {observation_space}: {remedy}")
 
 
 def _limits(space: spaces.Space[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

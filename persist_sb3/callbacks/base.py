@@ -152,7 +152,8 @@ class PersistCallback(BaseCallback):
                 f"{type(buffer).__name__} reads internal variables in the observation, which does not always show "
                 f"{', '.join(degraded)} as they are: leave PartialObservation out, or use ExecutedActionReplayBuffer"
             )
-        led = [name for name, part in LEADS.items() if part in self.state.bundle()]
+        parts = self.state.bundle()
+        led = [name for name, part in LEADS.items() if part in parts]
         if declared(self.lookup, "setpoint_range", None) is not None:
             led.append("RandomSetpoint")
         if led:
