@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
@@ -33,6 +34,8 @@ from benchmarks.agents import evaluate_run, figures
 from benchmarks.kept import save, saved
 from benchmarks.mover import Mover
 from persist_sb3 import hyperparams, plots
+from persist_sb3.demonstrate import layered
+from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.evaluation import evaluate
 from persist_sb3.metrics import EpisodeRecord, read_episodes
 from persist_sb3.recording import record
@@ -201,12 +204,15 @@ def demonstrated(env_id: str, task: Task, timesteps: int, folder: Path) -> dict[
     """
     path = folder / str(timesteps) / f"{env_id}-{EPISODES}.npz"
     if not path.is_file():
-        run = Run(trained(env_id, task, "homeostat + shield", 0, timesteps, folder))
-        venv = run.make_env(EPISODES, split="train")
-        model: Any = run.load_model(venv, seed=0)
-        if task.moves is not None:
+        model: Any
+        if task.moves is None:
+            run = Run(trained(env_id, task, "homeostat + shield", 0, timesteps, folder))
+            venv = run.make_env(EPISODES, split="train")
+            model = run.load_model(venv, seed=0)
+        else:
             teacher = trained(task.moves, Task("ppo", timesteps), "homeostat + shield", 0, timesteps, folder)
-            model = Mover(Run(teacher), venv, seed=0)
+            worlds = GridLifeVecEnv(EPISODES, split="train", **gym.spec(env_id).kwargs)
+            venv, model = layered(worlds, task.algo, env_id), Mover(Run(teacher), seed=0)
         record(model, venv, EPISODES, deterministic=task.deterministic, seed=0, drop_unsafe=True).save(path)
         venv.close()
     return {"demonstrations": str(path.resolve()), "value_steps": round(HELD * timesteps), **task.cloning}

@@ -27,9 +27,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from benchmarks.kept import save
 from persist_sb3.batch import take
 from persist_sb3.buffers import Transitions, concatenate
-from persist_sb3.buffers.counterfactual import ROWS
 from persist_sb3.buffers.transitions import as_batch
-from persist_sb3.counterfactuals import ROUNDS, Counterfactuals
+from persist_sb3.counterfactuals import ROUNDS, ROWS, Counterfactuals
 from persist_sb3.envs.snapshot import Snapshot
 from persist_sb3.envs.vector import GridLifeVecEnv
 from persist_sb3.models.spec import StateSpec
@@ -134,7 +133,7 @@ def learn(guesses: dict[str, Counterfactuals], walk: Transitions, generator: np.
     for name, rounds in GUESSES.items():
         if rounds:
             action = guesses[name].spec.encode_action(some.executed_action)
-            guesses[name].learn(some.observation, action, some.next_observation, rounds)
+            guesses[name].learn(some.observation, action, some.next_observation, seen=len(walk), rounds=rounds)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from persist_sb3.envs.dynamics import MOVES
 from persist_sb3.runs import Run
@@ -36,30 +36,27 @@ class Mover:
     """
     Has the ``predict`` of SB3's models, and makes the moves of another agent.
 
-    :param run: of an agent with Discrete actions, which sees what the agents of ``venv`` see
-    :param venv: with real-valued actions
+    :param run: of an agent with Discrete actions
     :param seed: of its draws
     """
 
-    def __init__(self, run: Run, venv: VecEnv, seed: int) -> None:
-        own = run.make_env(1, split="train")
-        self._model = run.load_model(own, seed=seed)
-        self._theirs, self._own = unwrap_vec_normalize(venv), unwrap_vec_normalize(own)
+    def __init__(self, run: Run, seed: int) -> None:
+        venv = run.make_env(1, split="train")
+        self._model = run.load_model(venv, seed=seed)
+        self._normalizer = unwrap_vec_normalize(venv)
         self._generator = np.random.default_rng(seed)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[NDArray[np.float32], Any]:
         """
-        :param observation: of ``venv``, ``(n, ...)``
+        :param observation: as the other agent would have it, and not normalised, ``(n, ...)``
         :param state: of a recurrent policy, which this is none of
         :param episode_start: likewise
         :param deterministic: take the likeliest move
         :return: real-valued actions, ``(n, 2)``, and ``state``
         """
-        if self._theirs is not None:
-            observation = self._theirs.get_original_obs()
-        if self._own is not None:
-            observation = self._own.normalize_obs(observation)
+        if self._normalizer is not None:
+            observation = self._normalizer.normalize_obs(observation)
         moves, _ = self._model.predict(observation, deterministic=deterministic)
         return as_numbers(moves, self._generator), state

@@ -21,6 +21,12 @@ REDRAWN = 0.5
 #: explained, below which a row does not count for more.
 ROUNDS, SMALL = 10, 0.01
 
+#: Transitions that ``J`` is learned from, and how many for each input there must be.
+ROWS, ENOUGH = 2000, 2
+
+#: It is learned anew when there have been so many more transitions.
+GROWTH = 1.5
+
 #: A variable of which the rest of the observation leaves less than this share open is shown twice.
 DOUBLE = 1e-3
 
@@ -48,14 +54,17 @@ class Counterfactuals:
 
     :param spec: the environment's state and actions
     :param entries: where the observation shows each internal variable, by name
-    :param jacobian: ``J``, as far as it is known, ``(d, d)``. Default: the identity
+    :param learned: what :meth:`state_dict` returned of another one
     :raises ValueError: if the observation does not show every internal variable as a number
     """
 
     #: By how much ``x'_j`` is greater where ``x_i`` is greater by 1, in row ``i`` and column ``j``, ``(d, d)``.
     jacobian: Floats
 
-    def __init__(self, spec: StateSpec, entries: Mapping[str, str], jacobian: Floats | None = None) -> None:
+    #: How many transitions there had been when it was learned.
+    learned_from: int
+
+    def __init__(self, spec: StateSpec, entries: Mapping[str, str], learned: Mapping[str, Any] | None = None) -> None:
         self.spec = spec
         dims, space = spec.viability.dims, spec.observation_space
         hidden = [name for name in dims if name not in entries]
@@ -72,8 +81,26 @@ class Counterfactuals:
         self._rest = np.delete(np.arange(spec.observation_dim), columns)
         #: What the regression takes for each transition, ``p``.
         self.inputs = len(dims) + 2 * len(self._rest) + spec.action_dim
-        self.jacobian = np.eye(len(dims)) if jacobian is None else jacobian
+        self.jacobian = np.eye(len(dims)) if learned is None else learned["jacobian"]
+        self.learned_from = 0 if learned is None else learned["learned_from"]
         self._low, self._high = spec.viability.box()
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: what was learned
+        """
+        return {"jacobian": self.jacobian, "learned_from": self.learned_from}
+
+    def due(self, kept: int, seen: int) -> int:
+        """
+        Whether there are enough transitions, and enough more than when ``J`` was learned.
+
+        :param kept: transitions at hand
+        :param seen: transitions that there have been
+        :return: of how many, drawn at random, to learn ``J`` now; 0 if it is not time
+        """
+        least = ENOUGH * self.inputs
+        return min(kept, max(ROWS, least)) if kept >= least and seen >= GROWTH * self.learned_from else 0
 
     def read(self, observation: Batch) -> Floats:
         """
@@ -93,7 +120,7 @@ class Counterfactuals:
         return observation
 
     def learn(
-        self, observation: Batch, action: NDArray[np.float32], next_observation: Batch, rounds: int = ROUNDS
+        self, observation: Batch, action: NDArray[Any], next_observation: Batch, *, seen: int, rounds: int = ROUNDS
     ) -> None:
         """
         Find ``J``, anew, and from these transitions alone. There should be more of them than :attr:`inputs`.
@@ -101,6 +128,7 @@ class Counterfactuals:
         :param observation: before a step, ``(n, ...)``
         :param action: executed, encoded, ``(n, A)``
         :param next_observation: after it, ``(n, ...)``
+        :param seen: transitions that there have been
         :param rounds: see :func:`least_deviations`
         :raises RuntimeError: if the observation shows an internal variable twice: what it shows would explain all of
             the change
@@ -109,7 +137,7 @@ class Counterfactuals:
         shown = [flatten(space, batch)[:, self._rest] for batch in (observation, next_observation)]
         self._refuse_doubles(x, shown[0])
         slopes = least_deviations(np.concatenate([x, *shown, action], axis=1), self.read(next_observation) - x, rounds)
-        self.jacobian = np.eye(x.shape[1]) + slopes[: x.shape[1]]
+        self.jacobian, self.learned_from = np.eye(x.shape[1]) + slopes[: x.shape[1]], seen
 
     def _refuse_doubles(self, x: Floats, rest: NDArray[Any]) -> None:
         rest, deviation = rest - rest.mean(axis=0, dtype=np.float64), x - x.mean(axis=0)
@@ -120,7 +148,7 @@ class Counterfactuals:
             if double:
                 raise RuntimeError(
                     f"the observation shows {name} in {entry.text} and follows it elsewhere, where it would stay as it "
-                    "was: leave that out of the observation, or use ExecutedActionReplayBuffer"
+                    "was: leave that out of the observation, or learn from no counterfactuals"
                 )
 
     def redraw(self, x: Floats, draws: Floats) -> Floats:

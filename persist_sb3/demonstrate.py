@@ -166,10 +166,10 @@ def _oracle(own: argparse.Namespace) -> tuple[PolicyPredictor, VecEnv]:
     worlds = GridLifeVecEnv(min(own.episodes, MOST_ENVS), split="train", **spec.kwargs)
     planner = BeamPlanner(worlds.params, task_weight=own.task_weight)
     oracle = ContinuousOracle if isinstance(worlds.action_space, spaces.Box) else OraclePolicy
-    return oracle(planner, worlds.snapshot), worlds if own.algo is None else _layered(worlds, own.algo, spec.id)
+    return oracle(planner, worlds.snapshot), worlds if own.algo is None else layered(worlds, own.algo, spec.id)
 
 
-def _layered(worlds: VecEnv, algo: str, env_id: str) -> VecEnv:
+def layered(worlds: VecEnv, algo: str, env_id: str) -> VecEnv:
     """
     :param worlds: without layers
     :param algo: rl-zoo3's name of an algorithm

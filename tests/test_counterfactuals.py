@@ -95,7 +95,7 @@ def test_the_true_gridlife_agrees() -> None:
             seen.append((observation, action, worlds.write(observation, x_next)))
         else:
             if time == 300:
-                worlds.learn(*tree_map(lambda *leaves: np.concatenate(leaves[::10]), *seen))
+                worlds.learn(*tree_map(lambda *leaves: np.concatenate(leaves[::10]), *seen), seen=1920)
             now = venv.snapshot()
             other = worlds.redraw(before.internal, rng.random((2, 64, 3)))
             venv.restore(replace(before, internal=other))
@@ -127,7 +127,7 @@ def test_the_jacobian_is_that_of_a_linear_world() -> None:
         position, velocity = x.T
         return np.stack([position + dt * velocity + dt**2 / 2 * action[:, 0], velocity + dt * action[:, 0]], axis=1)
 
-    worlds.learn(x.astype(np.float32), action, follow(x).astype(np.float32))
+    worlds.learn(x.astype(np.float32), action, follow(x).astype(np.float32), seen=400)
     np.testing.assert_allclose(worlds.jacobian, [[1.0, 0.0], [dt, 1.0]], atol=1e-4)
     np.testing.assert_allclose(worlds.successor(x, follow(x), other), follow(other), atol=1e-3)
 
@@ -143,7 +143,7 @@ def test_what_comes_with_a_variable_is_not_its_effect() -> None:
     observation = np.column_stack([x, place]).astype(np.float32)
     x_next = np.stack([x[:, 0] - 0.05 * place, x[:, 1] + 0.1 * (place - x[:, 1])], axis=1)
     action = np.eye(2, dtype=np.float32)[rng.integers(2, size=2000)]
-    worlds.learn(observation, action, worlds.write(observation, x_next))
+    worlds.learn(observation, action, worlds.write(observation, x_next), seen=2000)
     np.testing.assert_allclose(worlds.jacobian, [[1.0, 0.0], [0.0, 0.9]], atol=2e-3)
 
 
@@ -158,7 +158,8 @@ def test_hunger_is_not_what_feeds() -> None:
     change = np.where(goes, 0.3, -0.01)
     observation = np.stack([energy, near], axis=1).astype(np.float32)
     # What the agent sees afterwards does not tell what it ate, and that both were needed is not linear.
-    worlds.learn(observation, np.eye(2, dtype=np.float32)[goes], worlds.write(observation, (energy + change)[:, None]))
+    after = worlds.write(observation, (energy + change)[:, None])
+    worlds.learn(observation, np.eye(2, dtype=np.float32)[goes], after, seen=4000)
     np.testing.assert_allclose(worlds.jacobian, [[1.0]], atol=1e-3)
     plain = np.linalg.lstsq(np.column_stack([energy, near, np.ones(4000)]), change, rcond=None)[0]
     assert plain[0] < -0.2

@@ -2,6 +2,7 @@
 
 from persist_sb3.buffers.counter_examples import CounterExamples
 from persist_sb3.buffers.counterfactual import CounterfactualDictReplayBuffer, CounterfactualReplayBuffer
+from persist_sb3.buffers.counterfactual_transitions import CounterfactualTransitions
 from persist_sb3.buffers.demonstrations import DemonstrationError, Demonstrations
 from persist_sb3.buffers.near_boundary import NearBoundaryBuffer
 from persist_sb3.buffers.nstep import NStepDictReplayBuffer
@@ -23,6 +24,7 @@ __all__ = [
     "CounterExamples",
     "CounterfactualDictReplayBuffer",
     "CounterfactualReplayBuffer",
+    "CounterfactualTransitions",
     "DemonstrationError",
     "Demonstrations",
     "ExecutedActionDictReplayBuffer",

@@ -22,12 +22,6 @@ from persist_sb3.homeostat import Pay
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.viability import ViabilitySet
 
-#: Transitions that are drawn to learn from, and how many for each input there must be.
-ROWS, ENOUGH = 2000, 2
-
-#: It is learned anew when there have been so many more transitions.
-GROWTH = 1.5
-
 
 class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     """
@@ -35,10 +29,9 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     internal variables: drawn anew inside the limits, with the step's outcome, ``HomeostatReward`` and death as they
     would have been. The rest of the observation, of the reward and of the next observation is as it was.
 
-    How variables change is learned from :data:`ROWS` of the transitions, as soon as there are :data:`ENOUGH` for each
-    input of the regression, and anew as they become more. Until then the change is taken to be what it was. The
-    observation must show every internal variable. The callbacks of this package bind it to the constraints and the
-    homeostat at the beginning of training.
+    How variables change is learned as soon as there are enough transitions, and anew as they become more; until then
+    the change is taken to be what it was. The observation must show every internal variable. The callbacks of this
+    package bind it to the constraints and the homeostat at the beginning of training.
 
     :param buffer_size: most transitions kept
     :param observation_space: of one environment
@@ -75,8 +68,8 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         self._worlds: Counterfactuals | None = None
         self._pay: Pay | None = None
         # Kept with the buffer, unlike what the environments declare.
-        self._jacobian: NDArray[np.float64] | None = None
-        self._added = self._learned_from = 0
+        self._learned: dict[str, Any] | None = None
+        self._added = 0
 
     def bind(self, viability: ViabilitySet, entries: Mapping[str, str], pay: Pay | None) -> None:
         """
@@ -89,7 +82,7 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         """
         spec = StateSpec(self.observation_space, self.action_space, viability)
         try:
-            self._worlds = Counterfactuals(spec, entries, self._jacobian)
+            self._worlds = Counterfactuals(spec, entries, self._learned)
         except ValueError as error:
             raise RuntimeError(f"{type(self).__name__} shows the learner other internal variables: {error}") from error
         self._pay = pay
@@ -145,15 +138,16 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     def _learn(self) -> None:
         """Find out how internal variables change, from transitions drawn at random."""
         worlds, kept = self._bound, self.size() * self.n_envs
-        if kept < ENOUGH * worlds.inputs or self._added < GROWTH * self._learned_from:
+        count = worlds.due(kept, self._added)
+        if not count:
             return
         # From NumPy's global generator, as SB3 draws its batches.
-        drawn = np.random.choice(kept, min(kept, max(ROWS, ENOUGH * worlds.inputs)), replace=False)  # noqa: NPY002
+        drawn = np.random.choice(kept, count, replace=False)  # noqa: NPY002
         real = super()._drawn(*np.divmod(drawn, self.n_envs))
         action = real.action.reshape(len(drawn), *(self.action_space.shape or ()))
         encoded = real.action if worlds.spec.continuous else worlds.spec.encode_action(action)
-        worlds.learn(real.observation, encoded, real.next_observation)
-        self._jacobian, self._learned_from = worlds.jacobian, self._added
+        worlds.learn(real.observation, encoded, real.next_observation, seen=self._added)
+        self._learned = worlds.state_dict()
 
     def _drawn(self, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Drawn:
         drawn, worlds = super()._drawn(rows, slots), self._bound

@@ -146,12 +146,7 @@ class PersistCallback(BaseCallback):
         :raises RuntimeError: if what internal variables are worth changes in time, or from episode to episode, or the
             observation does not always show them as they are
         """
-        degraded = declared(self.lookup, "internal_degraded", ())
-        if degraded:
-            raise RuntimeError(
-                f"{type(buffer).__name__} reads internal variables in the observation, which does not always show "
-                f"{', '.join(degraded)} as they are: leave PartialObservation out, or use ExecutedActionReplayBuffer"
-            )
+        self.refuse_degraded(type(buffer).__name__, "use ExecutedActionReplayBuffer")
         parts = self.state.bundle()
         led = [name for name, part in LEADS.items() if part in parts]
         if declared(self.lookup, "setpoint_range", None) is not None:
@@ -163,6 +158,19 @@ class PersistCallback(BaseCallback):
             )
         pay: Pay | None = declared(self.lookup, "homeostat_pay", None)
         buffer.bind(self.lookup("viability"), self.lookup("internal_entries"), pay)
+
+    def refuse_degraded(self, who: str, instead: str) -> None:
+        """
+        :param who: changes internal variables in the observation
+        :param instead: what else to do than to leave ``PartialObservation`` out
+        :raises RuntimeError: if the observation does not always show them as they are
+        """
+        degraded = declared(self.lookup, "internal_degraded", ())
+        if degraded:
+            raise RuntimeError(
+                f"{who} changes internal variables in the observation, which does not always show "
+                f"{', '.join(degraded)} as they are: leave PartialObservation out, or {instead}"
+            )
 
     def _is_monitored(self) -> bool:
         env = self.training_env

@@ -10,7 +10,14 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import Schedule
 
-from persist_sb3.buffers import CounterExamples, Demonstrations, NearBoundaryBuffer, Transitions
+from persist_sb3.buffers import (
+    CounterExamples,
+    CounterfactualTransitions,
+    Demonstrations,
+    NearBoundaryBuffer,
+    Transitions,
+    TransitionStore,
+)
 from persist_sb3.callbacks.learning import LearningCallback
 from persist_sb3.models.objectives import ObjectiveName, make_objective
 from persist_sb3.models.spec import StateSpec
@@ -57,6 +64,9 @@ class ViabilityCallback(LearningCallback):
     :param near_boundary_eps: scaled margin below which a state is near the boundary
     :param disagreement_quantile: the ensemble disagrees about a transition if its values differ by more than this
         quantile of recent ones; None asks only for what is near
+    :param counterfactual_share: part of each batch, those before the first step included, in which internal variables
+        are others than they were, so that the critic learns of deaths that nobody died (see
+        :class:`~persist_sb3.buffers.CounterfactualTransitions`). The observation must show all of them
     :param augment: learn each transition in one of its mirror images, drawn anew each time, by the symmetries that the
         environment declares (see :class:`~persist_sb3.symmetry.Symmetry`)
     :param buffer_size: transitions kept to learn from
@@ -95,6 +105,7 @@ class ViabilityCallback(LearningCallback):
         near_boundary: float = 0.0,
         near_boundary_eps: float = 0.1,
         disagreement_quantile: float | None = 0.95,
+        counterfactual_share: float = 0.0,
         augment: bool = False,
         buffer_size: int = 300_000,
         batch_size: int = 256,
@@ -140,6 +151,8 @@ class ViabilityCallback(LearningCallback):
             raise ValueError(f"near_boundary_eps={near_boundary_eps} must be positive")
         if disagreement_quantile is not None and not 0.0 < disagreement_quantile < 1.0:
             raise ValueError(f"disagreement_quantile={disagreement_quantile} must be in (0, 1), or None")
+        if not 0.0 <= counterfactual_share <= 1.0:
+            raise ValueError(f"counterfactual_share={counterfactual_share} must be in [0, 1]")
         self.counter_examples = counter_examples
         self.near_boundary = near_boundary
         self.near_boundary_eps = near_boundary_eps
@@ -148,6 +161,7 @@ class ViabilityCallback(LearningCallback):
         self.demonstrations = demonstrations
         self.demonstration_share = demonstration_share
         self.pretrain_steps = pretrain_steps
+        self.counterfactual_share = counterfactual_share
         self.augment = augment
         self.gamma = gamma
         self.tau = tau
@@ -155,11 +169,17 @@ class ViabilityCallback(LearningCallback):
         self.members = members
         self.residual = residual
         self.pieces = pieces
+        self._worlds: CounterfactualTransitions | None = None
+        self._learned: Mapping[str, Any] | None = None
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
         self._symmetries = self.symmetry_group(self.spec) if self.augment else None
         self._near = self._watch_boundary() if self.near_boundary else None
+        self._source: TransitionStore | NearBoundaryBuffer | CounterfactualTransitions
+        self._source = self.store if self._near is None else self._near
+        if self.counterfactual_share:
+            self._source = self._worlds = self._tell_others(self._source)
         if self.demonstrations is None:
             return
         demonstrations = self.demonstrations
@@ -168,7 +188,7 @@ class ViabilityCallback(LearningCallback):
         self.store.preload(demonstrations.transitions)
         outside = CounterExamples(self.spec, self.lookup("internal_entries")) if self.counter_examples else None
         while self.updates < self.pretrain_steps:
-            batch = self.store.sample(self.batch_size, self.generator, demonstration_share=1.0)
+            batch = self._source.sample(self.batch_size, self.generator, demonstration_share=1.0)
             if outside is not None:
                 batch = outside.mixed(batch, self.counter_examples, self.generator)
             self._update(batch)
@@ -185,6 +205,27 @@ class ViabilityCallback(LearningCallback):
             disagreement=None if quantile is None else self._disagreement,
             quantile=quantile or 0.5,
         )
+
+    def _tell_others(self, source: TransitionStore | NearBoundaryBuffer) -> CounterfactualTransitions:
+        """
+        :param source: draws what took place
+        :return: the same, and what would have
+        :raises RuntimeError: if the observation does not show every internal variable as it is, as a number
+        """
+        who, instead = f"{type(self).__name__}(counterfactual_share={self.counterfactual_share})", "leave it 0"
+        self.refuse_degraded(who, instead)
+        spec = StateSpec(self.spec.observation_space, self.spec.action_space, self.lookup("viability"))
+        try:
+            return CounterfactualTransitions(
+                self.store,
+                spec,
+                self.lookup("internal_entries"),
+                share=self.counterfactual_share,
+                source=source,
+                learned=self._learned,
+            )
+        except ValueError as error:
+            raise RuntimeError(f"{who}: {error}. Show it, or {instead}") from error
 
     def _disagreement(self, transitions: Transitions) -> NDArray[np.float32]:
         """
@@ -205,8 +246,7 @@ class ViabilityCallback(LearningCallback):
 
     def _sample(self) -> Transitions:
         share = 0.0 if self.demonstrations is None else self.demonstration_share
-        source = self.store if self._near is None else self._near
-        return source.sample(self.batch_size, self.generator, share)
+        return self._source.sample(self.batch_size, self.generator, share)
 
     def _make(self, spec: StateSpec) -> ViabilityCritic:
         return ViabilityCritic(spec, self.net_arch, self.members, self.residual, self.pieces)
@@ -221,11 +261,13 @@ class ViabilityCallback(LearningCallback):
             yield from self.learner.actor.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "target": self.target.state_dict()}
+        learned = {} if self._worlds is None else {"counterfactuals": self._worlds.state_dict()}
+        return {**super().state_dict(), "target": self.target.state_dict(), **learned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.target.load_state_dict(state["target"])
+        self._learned = state.get("counterfactuals")
 
     def _update(self, batch: Transitions) -> Mapping[str, float]:
         before = self.spec.encode(batch.observation, batch.internal)
