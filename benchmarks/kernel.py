@@ -81,11 +81,13 @@ class Condition:
 CONDITIONS = {
     "reachability": Condition({}),
     "reachability, near boundary": Condition({"near_boundary": 0.25}),
+    "reachability, counterfactuals": Condition({"counterfactual_share": 0.5}),
     "classifier": Condition({"objective": "classifier"}),
     "classifier, one step": Condition({"objective": "classifier", "gamma": 0.0}),
     "classifier, failures alone": Condition({"objective": "classifier", "objective_kwargs": {"labels": "failures"}}),
     "demonstrations alone": Condition({}, demonstrated=True),
     "demonstrations, counter-examples": Condition({"counter_examples": 0.25}, demonstrated=True),
+    "demonstrations, counterfactuals": Condition({"counterfactual_share": 0.5}, demonstrated=True),
 }
 
 

@@ -237,6 +237,44 @@ def test_a_critic_of_another_kind_is_asked_for_through_every_door(asked: dict[st
     assert all((key in str(entry)) is (key in asked) for key in ("residual", "pieces"))
 
 
+@pytest.mark.parametrize(("env_id", "kind"), [("Pendulum-v1", ""), ("GridLifeContinuous-v0", "Dict")])
+def test_other_internal_variables_are_asked_for_through_every_door(env_id: str, kind: str) -> None:
+    own: dict[str, Any] = {"dims": ["upright"], "mu": [1.0], "source": {"upright": "obs[0]"}}
+    sections: dict[str, Any] = {} if kind else {"internal_state": own}
+    told: dict[str, Any] = {"counterfactual_share": 0.25} | ({} if kind else {"constraints": ["upright >= 0.5"]})
+    config = PersistConfig(env={"name": env_id}, train={"algo": "SAC"}, viability=told, **sections)
+    buffer = f"Counterfactual{kind}ReplayBuffer"
+    kwargs, entry = config.algorithm_kwargs(), config.zoo_entry()
+    assert kwargs["replay_buffer_class"].__name__ == buffer
+    assert buffer in entry["replay_buffer_class"]
+    assert kwargs["replay_buffer_kwargs"] == entry["replay_buffer_kwargs"] == {"counterfactual_share": 0.25}
+    assert "ViabilityCallback" not in str(entry["callback"])
+    shielded = PersistConfig(env={"name": env_id}, train={"algo": "SAC"}, viability={**told, "shield": {}}, **sections)
+    assert shielded.algorithm_kwargs()["replay_buffer_class"].__name__ == buffer
+    critic: Any = shielded.callbacks()[0]
+    assert critic.counterfactual_share == 0.25
+    assert "'counterfactual_share': 0.25" in str(shielded.zoo_entry()["callback"])
+
+
+@pytest.mark.parametrize(
+    ("algo", "sections", "message"),
+    [
+        ("PPO", {}, "PPO without a shield has neither"),
+        ("SAC", {"internal_state": {"hidden": ["temp"]}}, "does not show temp as they are"),
+        ("SAC", {"rewards": {"intrinsic": "rnd", "lambda_intr": 0.1}}, r"rewards\.intrinsic changes that"),
+        ("SAC", {"rewards": {"cost_target": 0.1}}, r"rewards\.cost_target changes that"),
+        ("SAC", {"internal_state": {"mu_ranges": {"temp": [0.4, 0.6]}}}, "mu_ranges and w_ranges changes that"),
+        ("SAC", {"shield": {"intervention_penalty": 0.1}}, "intervention_penalty changes that"),
+    ],
+)
+def test_other_internal_variables_that_would_be_told_wrongly(algo: str, sections: Any, message: str) -> None:
+    told: dict[str, Any] = {"counterfactual_share": 0.5}
+    if "shield" in sections:
+        told["shield"] = sections.pop("shield")
+    with pytest.raises(ValueError, match=f"counterfactual_share=0.5 .*{message}"):
+        PersistConfig(train={"algo": algo}, viability=told, **sections)
+
+
 @pytest.mark.parametrize("fallback", [1, [0, 1], [0.5], [[0.25, 1.0], [0.0, 0.5]]])
 def test_safe_actions_are_handed_on_as_they_are(fallback: Any) -> None:
     ((_, layer),) = [layer for layer in shielded(fallback=fallback).layers() if layer[0] == "ActionShield"]

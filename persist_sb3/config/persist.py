@@ -83,7 +83,43 @@ class PersistConfig(Section):
             )
         if state.belief is not None and not state.degraded:
             self._check_belief()
+        if viability.counterfactual_share:
+            self._check_counterfactuals()
         return self
+
+    def _check_counterfactuals(self) -> None:
+        """
+        :raises ValueError: if nobody would learn from other internal variables, or what they are worth, or show, would
+            be told wrongly
+        """
+        state, viability, rewards = self.internal_state, self.viability, self.rewards
+        share = f"viability.counterfactual_share={viability.counterfactual_share}"
+        if self.algo in ON_POLICY and not viability.overrules:
+            raise ValueError(
+                f"{share} is for the critic of a shield or planner and for the replay buffer of an off-policy "
+                f"algorithm, and {self.train.algo} without a shield has neither: give viability.shield, or leave it out"
+            )
+        if state.degraded:
+            raise ValueError(
+                f"{share} changes internal variables in the observation, which does not show "
+                f"{', '.join(sorted(state.degraded))} as they are: leave one of the two out"
+            )
+        if self.algo in ON_POLICY:
+            return
+        shield = viability.shield
+        moving = {
+            "rewards.intrinsic": rewards.intrinsic != "none",
+            "rewards.cost_target": rewards.cost_target is not None,
+            "curriculum": bool(self.curriculum),
+            "internal_state.mu_ranges and w_ranges": bool(state.mu_ranges or state.w_ranges),
+            "viability.shield.intervention_penalty": shield is not None and shield.intervention_penalty > 0.0,
+        }
+        for key, asked in moving.items():
+            if asked:
+                raise ValueError(
+                    f"{share} pays for other internal variables what the homeostat pays, and {key} changes that: "
+                    "leave one of the two out"
+                )
 
     def _check_shield(self, shield: ShieldSection, alive: ViabilitySet) -> None:
         """
@@ -332,6 +368,9 @@ class PersistConfig(Section):
         """
         :return: what an off-policy algorithm learns from, where that is not SB3's own
         """
+        share = self.viability.counterfactual_share
+        if share:
+            return {**self._named_buffer("Counterfactual"), "replay_buffer_kwargs": {"counterfactual_share": share}}
         executed = "ExecutedAction" if self.viability.overrules else ""
         led = self.rewards.cost_target is not None or any("homeo_factor" in stage for stage in self.curriculum)
         # What SMiRL pays cannot be recomputed.
@@ -339,16 +378,20 @@ class PersistConfig(Section):
         recomputed = "RecomputedBonus" if stale else ""
         if not executed and not recomputed:
             return {}
-        kind = "Dict" if self._shows_dict else ""
-        entry: dict[str, Any] = {
-            "replay_buffer_class": f"persist_sb3.buffers.{executed}{recomputed}{kind}ReplayBuffer",
-        }
+        entry = self._named_buffer(executed + recomputed)
         shield = self.viability.shield
         if shield is not None and shield.intervention_penalty:
             # Where the executed action alone is learned, nothing would pay.
             penalty = {"learn_from": "both", "intervention_penalty": shield.intervention_penalty}
             entry["replay_buffer_kwargs"] = penalty
         return entry
+
+    def _named_buffer(self, kind: str) -> dict[str, Any]:
+        """
+        :param kind: first part of its name
+        :return: the replay buffer of that kind, for these observations
+        """
+        return {"replay_buffer_class": f"persist_sb3.buffers.{kind}{'Dict' if self._shows_dict else ''}ReplayBuffer"}
 
     @property
     def _shows_dict(self) -> bool:

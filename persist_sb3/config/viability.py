@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from persist_sb3.config.section import Count, Entry, NonNegative, Positive, Section, Share, listed
+from persist_sb3.config.section import Count, Entry, NonNegative, Positive, Section, Share, given, listed
 from persist_sb3.config.train import ON_POLICY
 from persist_sb3.shield.criteria import Criterion
 from persist_sb3.shield.enumerated import Correction
@@ -178,12 +178,16 @@ class ViabilitySection(Section):
     :param scale: what each constraint's margin is divided by. Default: its margin at the setpoint
     :param shield: filter the actions. Default: no shield
     :param planner: plan the actions, in the place of the policy and of a shield. Default: the policy acts
+    :param counterfactual_share: part of each batch, of the critic of shield or planner and of an off-policy algorithm's
+        replay buffer, that is told as it would have been with other internal variables, see
+        :class:`~persist_sb3.counterfactuals.Counterfactuals`
     """
 
     constraints: tuple[str, ...] = ("energy >= 0.2", "temp in [0.3, 0.7]", "integrity >= 0.6")
     scale: tuple[Positive, ...] | None = None
     shield: ShieldSection | None = None
     planner: PlannerSection | None = None
+    counterfactual_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
     @model_validator(mode="after")
     def _check_together(self) -> "ViabilitySection":
@@ -208,4 +212,6 @@ class ViabilitySection(Section):
     def callbacks(self) -> list[Entry]:
         """What trains the models of the shield or the planner."""
         judge = self.shield or self.planner
-        return [] if judge is None else judge.callbacks
+        told = {"ViabilityCallback": {"counterfactual_share": self.counterfactual_share or None}}
+        entries = [] if judge is None else judge.callbacks
+        return [given((name, {**parameters, **told.get(name, {})})) for name, parameters in entries]
