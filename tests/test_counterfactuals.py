@@ -32,6 +32,7 @@ from persist_sb3.wrappers import (
     VecRandomSetpoint,
 )
 from tests.learners import make_model
+from tests.test_replay_buffers import Shield
 from tests.toys import Walker, Wall
 
 SHOWN = {"battery": "obs[0]", "heat": "obs[1]"}
@@ -248,6 +249,31 @@ def test_a_batch_is_what_would_have_been(observation: str, weight: float | None)
     np.testing.assert_allclose(drawn.reward, expected, atol=1e-4)
 
 
+def test_of_other_internal_variables_the_executed_action_is_told() -> None:
+    """Nobody knows what a shield would have made of the proposal then, and nobody pays for it."""
+    env = Shield(walkers())
+    buffer = train(env, learn_from="both", intervention_penalty=2.5).replay_buffer
+    rows, slots = everything(buffer)
+    np.random.seed(3)  # noqa: NPY002
+    slots = np.random.randint(0, high=buffer.n_envs, size=len(rows))  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    batch = buffer._get_samples(rows)
+    half = len(rows) // 2
+    executed, proposed, intervened = np.split(buffer.actions[rows, slots], [2, 4], axis=1)
+    action, reward = batch.actions.numpy(), batch.rewards.numpy()[:, 0]
+    effort = buffer.rewards[rows, slots]
+    np.testing.assert_array_equal(action[:half], executed[:half])
+    np.testing.assert_allclose(reward[:half], effort[:half])
+    pays = reward[half:] < effort[half:] - 1.0
+    assert 0.1 < pays.mean() < 0.4
+    assert intervened[half:][pays].all()
+    np.testing.assert_array_equal(action[half:][pays], proposed[half:][pays])
+    np.testing.assert_array_equal(action[half:][~pays], executed[half:][~pays])
+    # Walkers drain by what they did, and not by what was proposed.
+    np.testing.assert_allclose(buffer._worlds.jacobian, np.eye(2), atol=0.1)
+    assert not np.array_equal(buffer._worlds.jacobian, np.eye(2))
+
+
 def test_safe_demonstrations_tell_of_deaths() -> None:
     """Nobody dies in them, and some steps of a batch end a life."""
     env = VecHomeostatReward(walkers(horizon=6), **HOMEOSTAT)
@@ -337,7 +363,7 @@ def test_life_goes_on_where_violations_do_not_end_it() -> None:
     ("kwargs", "message"),
     [
         ({"counterfactual_share": 1.5}, "counterfactual_share=1.5 must be in"),
-        ({"learn_from": "both"}, "learn_from='both' tells what became of a proposal"),
+        ({"learn_from": "proposed"}, "learn_from='proposed' tells of every step what became of the proposal"),
         ({"optimize_memory_usage": True, "handle_timeout_termination": False}, "optimize_memory_usage"),
     ],
 )

@@ -41,8 +41,8 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     :param violations_terminate: whether the environment ends an episode that violates a constraint
     :param kwargs: what else ``ExecutedActionReplayBuffer`` takes
     :raises TypeError: if a parameter is out of its range, the observations are of another kind than the class is for,
-        or proposed actions are to be learned from: with other internal variables the shield would have answered them
-        otherwise
+        or nothing but proposed actions is to be learned from: with other internal variables the shield would have
+        answered them otherwise. With ``learn_from="both"`` what is told with others is told of the executed action
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
         if not 0.0 <= counterfactual_share <= 1.0:
             raise TypeError(f"counterfactual_share={counterfactual_share} must be in [0, 1]")
-        if self.learn_from != "executed":
+        if self.learn_from == "proposed":
             raise TypeError(
-                f"learn_from={self.learn_from!r} tells what became of a proposal, and with other internal variables "
-                "the shield would have made something else of it: use learn_from='executed'"
+                "learn_from='proposed' tells of every step what became of the proposal, and with other internal "
+                "variables the shield would have made something else of it: use learn_from='executed' or 'both'"
             )
         self.counterfactual_share = counterfactual_share
         self.violations_terminate = violations_terminate
@@ -144,8 +144,9 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         # From NumPy's global generator, as SB3 draws its batches.
         drawn = np.random.choice(kept, count, replace=False)  # noqa: NPY002
         real = super()._drawn(*np.divmod(drawn, self.n_envs))
-        action = real.action.reshape(len(drawn), *(self.action_space.shape or ()))
-        encoded = real.action if worlds.spec.continuous else worlds.spec.encode_action(action)
+        executed = real.action[:, : self._width]
+        action = executed.reshape(len(drawn), *(self.action_space.shape or ()))
+        encoded = executed if worlds.spec.continuous else worlds.spec.encode_action(action)
         worlds.learn(real.observation, encoded, real.next_observation, seen=self._added)
         self._learned = worlds.state_dict()
 
@@ -161,6 +162,9 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         other = worlds.redraw(x, np.random.random((2, *x.shape)))  # noqa: NPY002
         other_next = worlds.successor(x, x_next, other)
         dead, dies = (~worlds.spec.viability.contains(end) for end in (x_next, other_next))
+        if self.learn_from == "both":
+            # What the shield would have made of a proposal, nobody knows.
+            drawn.action[changed, -1] = 0.0
         if self._pay is not None:
             homeostat, weight = self._pay
             drawn.reward[changed] += weight * (

@@ -106,13 +106,11 @@ class PersistConfig(Section):
             )
         if self.algo in ON_POLICY:
             return
-        shield = viability.shield
         moving = {
             "rewards.intrinsic": rewards.intrinsic != "none",
             "rewards.cost_target": rewards.cost_target is not None,
             "curriculum": bool(self.curriculum),
             "internal_state.mu_ranges and w_ranges": bool(state.mu_ranges or state.w_ranges),
-            "viability.shield.intervention_penalty": shield is not None and shield.intervention_penalty > 0.0,
         }
         for key, asked in moving.items():
             if asked:
@@ -368,30 +366,22 @@ class PersistConfig(Section):
         """
         :return: what an off-policy algorithm learns from, where that is not SB3's own
         """
-        share = self.viability.counterfactual_share
-        if share:
-            return {**self._named_buffer("Counterfactual"), "replay_buffer_kwargs": {"counterfactual_share": share}}
-        executed = "ExecutedAction" if self.viability.overrules else ""
+        viability, shield = self.viability, self.viability.shield
+        executed = "ExecutedAction" if viability.overrules else ""
         led = self.rewards.cost_target is not None or any("homeo_factor" in stage for stage in self.curriculum)
         # What SMiRL pays cannot be recomputed.
         stale = self.rewards.learns_a_bonus or (led and self.rewards.intrinsic == "none")
-        recomputed = "RecomputedBonus" if stale else ""
-        if not executed and not recomputed:
+        kind = executed + ("RecomputedBonus" if stale else "")
+        kwargs: dict[str, Any] = {}
+        if viability.counterfactual_share:
+            kind, kwargs = "Counterfactual", {"counterfactual_share": viability.counterfactual_share}
+        if not kind:
             return {}
-        entry = self._named_buffer(executed + recomputed)
-        shield = self.viability.shield
         if shield is not None and shield.intervention_penalty:
             # Where the executed action alone is learned, nothing would pay.
-            penalty = {"learn_from": "both", "intervention_penalty": shield.intervention_penalty}
-            entry["replay_buffer_kwargs"] = penalty
-        return entry
-
-    def _named_buffer(self, kind: str) -> dict[str, Any]:
-        """
-        :param kind: first part of its name
-        :return: the replay buffer of that kind, for these observations
-        """
-        return {"replay_buffer_class": f"persist_sb3.buffers.{kind}{'Dict' if self._shows_dict else ''}ReplayBuffer"}
+            kwargs |= {"learn_from": "both", "intervention_penalty": shield.intervention_penalty}
+        name = f"persist_sb3.buffers.{kind}{'Dict' if self._shows_dict else ''}ReplayBuffer"
+        return {"replay_buffer_class": name, **({"replay_buffer_kwargs": kwargs} if kwargs else {})}
 
     @property
     def _shows_dict(self) -> bool:
