@@ -47,6 +47,7 @@ SHIELD = "persist_sb3.wrappers.VecActionShield"
 METRICS = "persist_sb3.callbacks.MetricsCallback"
 CRITIC = "persist_sb3.callbacks.ViabilityCallback"
 MEMORY = "persist_sb3.wrappers.VecSpatialMemory"
+GRADIENT_STEPS = "persist_sb3.callbacks.GradientStepsCallback"
 CLONING = "persist_sb3.callbacks.BehaviourCloningCallback"
 CONDITIONS = ("bare SB3", "homeostat", "homeostat + shield")
 #: Where the entry has a memory, which bare SB3 has not: what memory and equivariant networks do alone.
@@ -76,7 +77,7 @@ class Task:
     :param further: figures of this environment alone
     :param cloning: parameters of the callback that clones, in the place of its defaults, for ``SHOWN``
     :param shown: what else is changed in the entry for ``SHOWN``, as ``train.py`` takes it after ``-params``
-    :param min_updates: of the shield, for ``SHOWN``. Default: what the entry says
+    :param changed: parameters of the entry's layers and callbacks for ``SHOWN``, by class
     :param moves: environment with the same observations and Discrete moves, whose shielded PPO agent demonstrates.
         Default: the environment's own shielded agent does
     """
@@ -88,7 +89,7 @@ class Task:
     further: Further | None = None
     cloning: Mapping[str, Any] = field(default_factory=dict)
     shown: Sequence[str] = ()
-    min_updates: int | None = None
+    changed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     moves: str | None = None
 
 
@@ -127,13 +128,19 @@ TASKS = {
             "weight_steps": 200_000,
         },
         shown=[
+            "learning_starts:1000",
             # It ends there, and begins with 1, which would pay for nothing but randomness.
             "ent_coef:'auto_0.003'",
             # A direction for each of the moves that a demonstrator chooses from.
             "policy_kwargs:dict(net_arch=[128, 128], modes=1, "
             "symmetries=['GridLifeContinuousScentMemory-v0', 'GridLifeContinuousScent-v0'])",
         ],
-        min_updates=3_000,
+        changed={
+            # From the first step on, since its critic has been told of deaths by then.
+            SHIELD: {"min_updates": 2_000},
+            # It knows something already.
+            GRADIENT_STEPS: {"gradient_steps": {0: 64, 25_000: 16}},
+        },
         moves="GridLifeScent-v0",
     ),
 }
@@ -152,12 +159,13 @@ def options(env_id: str, task: Task, condition: str, cloning: Mapping[str, Any] 
     entry, apart = shipped[env_id], env_id + hyperparams.SHIELDED in shipped
     if cloning is not None:
         shielded = shipped.get(env_id + hyperparams.SHIELDED, entry)
-        learns = {"demonstrations": cloning["demonstrations"]}
-        callbacks = [altered(each, CRITIC, learns) for each in shielded["callback"]]
+        changes = {CRITIC: {"demonstrations": cloning["demonstrations"]}, **task.changed}
+        layers, callbacks = (
+            [altered(part, changes.get(name_of(part), {})) for part in shielded[key]]
+            for key in ("vec_env_wrapper", "callback")
+        )
         changed = [f"callback:{[*callbacks, {CLONING: cloning}]}", *task.shown]
-        if task.min_updates is not None:
-            waits = {"min_updates": task.min_updates}
-            layers = [altered(layer, SHIELD, waits) for layer in shielded["vec_env_wrapper"]]
+        if layers != shielded["vec_env_wrapper"]:
             changed.append(f"vec_env_wrapper:{layers}")
         return [*given, *(["--shield"] if apart else []), "-params", *changed]
     if condition == "homeostat + shield":
@@ -180,17 +188,16 @@ def options(env_id: str, task: Task, condition: str, cloning: Mapping[str, Any] 
     return [*given, "-params", *changed]
 
 
-def altered(part: str | dict[str, Any], name: str, parameters: Mapping[str, Any]) -> str | dict[str, Any]:
+def altered(part: str | dict[str, Any], parameters: Mapping[str, Any]) -> str | dict[str, Any]:
     """
     :param part: an entry of ``vec_env_wrapper`` or ``callback``
-    :param name: a class
-    :param parameters: of it
-    :return: the same, with these parameters if it is of that class
+    :param parameters: of its class
+    :return: the same, with these parameters
     """
-    if name_of(part) != name:
+    if not parameters:
         return part
-    given = {} if isinstance(part, str) else part[name]
-    return {name: {**given, **parameters}}
+    given = {} if isinstance(part, str) else part[name_of(part)]
+    return {name_of(part): {**given, **parameters}}
 
 
 def demonstrated(env_id: str, task: Task, timesteps: int, folder: Path) -> dict[str, Any]:

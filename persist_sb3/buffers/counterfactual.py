@@ -33,6 +33,9 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     the change is taken to be what it was. The observation must show every internal variable. The callbacks of this
     package bind it to the constraints and the homeostat at the beginning of training.
 
+    Of a proposal nobody knows what the shield would have made of it with other internal variables. So these are told of
+    the executed action, also with ``learn_from="both"``, and ``learn_from="proposed"`` is refused.
+
     :param buffer_size: most transitions kept
     :param observation_space: of one environment
     :param action_space: of one environment
@@ -41,8 +44,7 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     :param violations_terminate: whether the environment ends an episode that violates a constraint
     :param kwargs: what else ``ExecutedActionReplayBuffer`` takes
     :raises TypeError: if a parameter is out of its range, the observations are of another kind than the class is for,
-        or nothing but proposed actions is to be learned from: with other internal variables the shield would have
-        answered them otherwise. With ``learn_from="both"`` what is told with others is told of the executed action
+        or ``learn_from="proposed"``
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         other_next = worlds.successor(x, x_next, other)
         dead, dies = (~worlds.spec.viability.contains(end) for end in (x_next, other_next))
         if self.learn_from == "both":
-            # What the shield would have made of a proposal, nobody knows.
+            # As if the shield had not intervened: the executed action is told.
             drawn.action[changed, -1] = 0.0
         if self._pay is not None:
             homeostat, weight = self._pay
