@@ -182,6 +182,10 @@ def options(env_id: str, task: Task, condition: str, cloning: Mapping[str, Any] 
     if not apart:
         kept = [METRICS] if condition == "bare SB3" else [each for each in callbacks if name_of(each) != CRITIC]
         changed.append(f"callback:{kept}")
+    # Other internal variables belong to the whole entry.
+    buffer = entry.get("replay_buffer_class", "")
+    if "Counterfactual" in buffer:
+        changed.append(f"replay_buffer_class:{buffer.replace('Counterfactual', 'ExecutedAction')}")
     plain = hyperparams.without_symmetry(entry)
     if condition == "bare SB3" and plain != entry:
         changed += [f"policy:{plain['policy']!r}", f"policy_kwargs:{plain['policy_kwargs']}"]

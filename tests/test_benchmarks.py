@@ -14,6 +14,7 @@ from benchmarks.continuous import SHIELD, TASKS, earlier, name_of, options
 from benchmarks.kept import save, saved
 from benchmarks.mover import as_numbers
 from benchmarks.tables import tabulate
+from persist_sb3 import hyperparams
 from persist_sb3.envs.vector import GridLifeVecEnv
 
 #: In the place of train.py: takes twice as much CPU time as it is told to, in processes of its own.
@@ -85,6 +86,8 @@ def test_agents_have_what_their_condition_says(
     for key, expected in (("vec_env_wrapper", layers), ("callback", callbacks)):
         named = [part if isinstance(part, str) else next(iter(part)) for part in ast.literal_eval(changed.pop(key))]
         assert {name.rpartition(".")[2] for name in named} == expected
+    assert "Counterfactual" in hyperparams.load("sac")[env_id]["replay_buffer_class"]
+    assert "ExecutedActionDictReplayBuffer" in changed.pop("replay_buffer_class")
     # SB3's own networks are named, and the entry's left as they are.
     assert ("MultiInputPolicy" in str(changed)) is not equivariant
     assert bool(changed) is not equivariant
