@@ -347,16 +347,17 @@ def test_a_saved_buffer_goes_on_with_what_it_learned() -> None:
     np.testing.assert_array_equal(again, jacobian)
 
 
-def test_life_goes_on_where_violations_do_not_end_it() -> None:
+@pytest.mark.parametrize("told", [{"violations_terminate": False}, {}], ids=["told", "seen"])
+def test_life_goes_on_where_violations_do_not_end_it(told: dict[str, bool]) -> None:
     limits: dict[str, Any] = {"constraints": ["battery >= 0.5"]}
-    buffer = train(walkers(**limits), violations_terminate=False).replay_buffer
+    buffer = train(walkers(**limits), **told).replay_buffer
     drawn = buffer._drawn(*everything(buffer))
     violates = drawn.next_observation[:, 0] < 0.5
     rows, slots = everything(buffer)
     np.testing.assert_array_equal(drawn.over, buffer.dones[rows, slots] * (1.0 - buffer.timeouts[rows, slots]))
     assert violates.sum() > drawn.over.sum()
-    with pytest.raises(RuntimeError, match=r"its episode goes on.*violations_terminate: false"):
-        train(walkers(**limits))
+    with pytest.raises(RuntimeError, match=r"its episode goes on.*TerminateOnViolation"):
+        train(walkers(**limits), violations_terminate=True)
 
 
 @pytest.mark.parametrize(

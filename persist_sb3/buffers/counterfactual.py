@@ -41,7 +41,8 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     :param action_space: of one environment
     :param args: what else SB3's buffer takes
     :param counterfactual_share: part of each batch, in ``[0, 1]``
-    :param violations_terminate: whether the environment ends an episode that violates a constraint
+    :param violations_terminate: whether the environment ends an episode that violates a constraint. Default: as long as
+        no episode was seen to go on after a violation
     :param kwargs: what else ``ExecutedActionReplayBuffer`` takes
     :raises TypeError: if a parameter is out of its range, the observations are of another kind than the class is for,
         or ``learn_from="proposed"``
@@ -54,7 +55,7 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         action_space: spaces.Space[Any],
         *args: Any,
         counterfactual_share: float = 0.5,
-        violations_terminate: bool = True,
+        violations_terminate: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
@@ -71,6 +72,7 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         self._pay: Pay | None = None
         # Kept with the buffer, unlike what the environments declare.
         self._learned: dict[str, Any] | None = None
+        self._goes_on = False
         self._added = 0
 
     def bind(self, viability: ViabilitySet, entries: Mapping[str, str], pay: Pay | None) -> None:
@@ -92,8 +94,7 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_worlds": None, "_pay": None}
 
-    @property
-    def _bound(self) -> Counterfactuals:
+    def _require_bound(self) -> Counterfactuals:
         if self._worlds is None:
             raise RuntimeError(
                 f"{type(self).__name__} knows no constraints, since no callback has bound it: train with one of "
@@ -120,26 +121,28 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         :raises RuntimeError: if no callback of this package has bound it, the reward has a price of violations that
             would not follow the internal variables, or an episode goes on that was to be over
         """
-        worlds = self._bound
+        self._require_bound()
         if "cost" in infos[0].get("reward_terms", ()):
             raise RuntimeError(
                 f"{type(self).__name__} knows what HomeostatReward pays, and not what CostPenalty takes: use the "
                 "death_penalty of HomeostatReward instead"
             )
-        if self.violations_terminate:
-            survived = worlds.spec.viability.contains(worlds.read(next_obs)) | done
-            if not survived.all():
+        # As it was judged, and not by what the observation shows of it in fewer digits.
+        goes_on = np.array([info.get("cost", 0.0) > 0.0 for info in infos]) & ~done.astype(bool)
+        if goes_on.any():
+            if self.violations_terminate:
                 raise RuntimeError(
-                    f"environment {int(survived.argmin())} violates a constraint and its episode goes on, but "
-                    f"{type(self).__name__} takes violations for deaths: replay_buffer_kwargs: "
-                    "{violations_terminate: false}, or end episodes with TerminateOnViolation"
+                    f"environment {int(goes_on.argmax())} violates a constraint and its episode goes on, but "
+                    f"{type(self).__name__}(violations_terminate=True) takes violations for deaths: leave the "
+                    "parameter out, or end episodes with TerminateOnViolation"
                 )
+            self._goes_on = True
         super().add(obs, next_obs, action, reward, done, infos)
         self._added += self.n_envs
 
     def _learn(self) -> None:
         """Find out how internal variables change, from transitions drawn at random."""
-        worlds, kept = self._bound, self.size() * self.n_envs
+        worlds, kept = self._require_bound(), self.size() * self.n_envs
         count = worlds.due(kept, self._added)
         if not count:
             return
@@ -153,7 +156,7 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         self._learned = worlds.state_dict()
 
     def _drawn(self, rows: NDArray[np.intp], slots: NDArray[np.intp]) -> Drawn:
-        drawn, worlds = super()._drawn(rows, slots), self._bound
+        drawn, worlds = super()._drawn(rows, slots), self._require_bound()
         changed = np.arange(round(self.counterfactual_share * len(rows)))
         if not len(changed):
             return drawn
@@ -172,7 +175,7 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
             drawn.reward[changed] += weight * (
                 homeostat.reward(other, other_next, dies) - homeostat.reward(x, x_next, dead)
             )
-        if self.violations_terminate:
+        if not self._goes_on and self.violations_terminate is not False:
             drawn.over[changed] = dies | ((drawn.over[changed] > 0.0) & ~dead)
         return drawn._replace(
             observation=with_rows(drawn.observation, changed, worlds.write(before, other)),
