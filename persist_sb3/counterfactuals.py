@@ -1,7 +1,7 @@
 """Where a step would have led with other internal variables: what an agent learns about death without dying."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -29,6 +29,33 @@ GROWTH = 1.5
 
 #: A variable of which the rest of the observation leaves less than this share open is shown twice.
 DOUBLE = 1e-3
+
+
+class Retold(NamedTuple):
+    """
+    Steps as they would have been with other internal variables.
+
+    :param observation: before the step, ``(n, ...)``
+    :param next_observation: after it, ``(n, ...)``
+    :param x: internal variables before it, ``(n, d)``
+    :param x_next: after it, ``(n, d)``
+    :param died: whether a constraint was violated after the step as it was, ``(n,)`` bool
+    :param dies: whether one would have been, ``(n,)`` bool
+    """
+
+    observation: Batch
+    next_observation: Batch
+    x: Floats
+    x_next: Floats
+    died: NDArray[np.bool_]
+    dies: NDArray[np.bool_]
+
+    def ends(self, ended: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """
+        :param ended: whether the episode ended by itself, ``(n,)``
+        :return: whether it would have, if violations end it, ``(n,)``
+        """
+        return self.dies | (ended & ~self.died)
 
 
 class Counterfactuals:
@@ -174,6 +201,21 @@ class Counterfactuals:
         """
         viability = self.spec.viability
         return np.clip(x_next + (other - x) @ self.jacobian, viability.low, viability.high)
+
+    def retell(self, observation: Batch, next_observation: Batch, x: Floats, x_next: Floats, draws: Floats) -> Retold:
+        """
+        :param observation: before a step, ``(n, ...)``, left as it is
+        :param next_observation: after it, ``(n, ...)``, left as it is
+        :param x: internal variables before it, ``(n, d)``
+        :param x_next: after it, ``(n, d)``
+        :param draws: as :meth:`redraw` takes them
+        :return: the steps with variables drawn anew, ``n`` of them
+        """
+        other = self.redraw(x, draws)
+        other_next = self.successor(x, x_next, other)
+        died, dies = (~self.spec.viability.contains(end) for end in (x_next, other_next))
+        seen, following = self.write(observation, other), self.write(next_observation, other_next)
+        return Retold(seen, following, other, other_next, died, dies)
 
 
 def least_deviations(x: Floats, y: Floats, rounds: int = ROUNDS) -> Floats:

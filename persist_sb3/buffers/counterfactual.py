@@ -164,22 +164,20 @@ class CounterfactualReplayBuffer(ExecutedActionReplayBuffer, DrawnReplayBuffer):
         before, after = take(drawn.observation, changed), take(drawn.next_observation, changed)
         x, x_next = worlds.read(before), worlds.read(after)
         # From NumPy's global generator, as SB3 draws its batches.
-        other = worlds.redraw(x, np.random.random((2, *x.shape)))  # noqa: NPY002
-        other_next = worlds.successor(x, x_next, other)
-        dead, dies = (~worlds.spec.viability.contains(end) for end in (x_next, other_next))
+        told = worlds.retell(before, after, x, x_next, np.random.random((2, *x.shape)))  # noqa: NPY002
         if self.learn_from == "both":
             # As if the shield had not intervened: the executed action is told.
             drawn.action[changed, -1] = 0.0
         if self._pay is not None:
             homeostat, weight = self._pay
             drawn.reward[changed] += weight * (
-                homeostat.reward(other, other_next, dies) - homeostat.reward(x, x_next, dead)
+                homeostat.reward(told.x, told.x_next, told.dies) - homeostat.reward(x, x_next, told.died)
             )
         if not self._goes_on and self.violations_terminate is not False:
-            drawn.over[changed] = dies | ((drawn.over[changed] > 0.0) & ~dead)
+            drawn.over[changed] = told.ends(drawn.over[changed] > 0.0)
         return drawn._replace(
-            observation=with_rows(drawn.observation, changed, worlds.write(before, other)),
-            next_observation=with_rows(drawn.next_observation, changed, worlds.write(after, other_next)),
+            observation=with_rows(drawn.observation, changed, told.observation),
+            next_observation=with_rows(drawn.next_observation, changed, told.next_observation),
         )
 
 

@@ -89,20 +89,17 @@ class CounterfactualTransitions:
         :param generator: of chance
         :return: ``(b, ...)``
         """
-        worlds = self._worlds
         was = Transitions(**take(as_batch(batch), rows))
-        x, x_next = was.internal, was.next_internal
-        other = worlds.redraw(x, generator.random((2, *x.shape)))
-        other_next = worlds.successor(x, x_next, other)
-        dead, dies = (~worlds.spec.viability.contains(end) for end in (x_next, other_next))
-        terminated = dies | (was.terminated & ~dead)
+        draws = generator.random((2, *was.internal.shape))
+        told = self._worlds.retell(was.observation, was.next_observation, was.internal, was.next_internal, draws)
+        terminated = told.ends(was.terminated)
         became = replace(
             was,
-            observation=worlds.write(was.observation, other),
-            next_observation=worlds.write(was.next_observation, other_next),
-            internal=other,
-            next_internal=other_next,
-            cost=np.where(np.isnan(was.cost), np.nan, dies),
+            observation=told.observation,
+            next_observation=told.next_observation,
+            internal=told.x,
+            next_internal=told.x_next,
+            cost=np.where(np.isnan(was.cost), np.nan, told.dies),
             terminated=terminated,
             truncated=was.truncated & ~terminated,
             done=was.truncated | terminated,
