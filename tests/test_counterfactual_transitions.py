@@ -138,9 +138,13 @@ def test_it_goes_with_what_is_near_the_boundary_and_with_what_was_shown() -> Non
     callback = walked(
         walkers(action="discrete"), demonstrations=shown, near_boundary=0.25, pretrain_steps=5, counter_examples=0.25
     )
-    batch: Transitions = callback._sample()
-    assert len(batch) == 32
+    batches: list[Transitions] = [callback._sample() for _ in range(20)]
+    assert {len(batch) for batch in batches} == {32}
     assert callback.updates > 5
+    lived = np.concatenate([callback.store.recall(np.arange(len(callback.store))).internal, shown.transitions.internal])
+    drawn = np.concatenate([batch.internal for batch in batches])
+    # Half of them are told otherwise, and each variable half of the time.
+    assert 0.2 < (~np.isin(drawn[:, 0], lived[:, 0])).mean() < 0.3
 
 
 def test_a_saved_training_goes_on_with_what_it_learned(tmp_path: Path) -> None:
