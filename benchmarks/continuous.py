@@ -314,22 +314,22 @@ def summary(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def draw(env_id: str, conditions: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """
-    :param results: by environment
+    :param env_id: environment
+    :param conditions: their figures, one a seed, by condition and name
     :param path: of the PNG
     """
     shown = ("violating steps in training, per 1000", "violating steps after, per 1000", "task return")
-    figure, axes = plt.subplots(len(results), len(shown), figsize=(11, 2.8 * len(results)), squeeze=False)
-    for row, (env_id, result) in zip(axes, results.items(), strict=True):
-        for axis, name in zip(row, shown, strict=True):
-            for place, condition in enumerate(result["conditions"]):
-                values = result["conditions"][condition][name]
-                axis.bar(place, np.mean(values), color=f"C{place}", alpha=0.6)
-                axis.plot([place] * len(values), values, "k.", markersize=4)
-            names = [condition.replace(" + ", "\n+ ") for condition in result["conditions"]]
-            axis.set_xticks(range(len(names)), names, fontsize=7)
-            axis.set_title(f"{env_id}: {name}", fontsize=8)
+    figure, axes = plt.subplots(1, len(shown), figsize=(11, 2.8))
+    for axis, name in zip(axes, shown, strict=True):
+        for place, figures_of in enumerate(conditions.values()):
+            values = figures_of[name]
+            axis.bar(place, np.mean(values), color=f"C{place}", alpha=0.6)
+            axis.plot([place] * len(values), values, "k.", markersize=4)
+        names = [condition.replace(" + ", "\n+ ") for condition in conditions]
+        axis.set_xticks(range(len(names)), names, fontsize=7)
+        axis.set_title(f"{env_id}: {name}", fontsize=8)
     figure.tight_layout()
     plots.save(figure, path)
 
@@ -359,7 +359,7 @@ def earlier(
 
 def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> None:
     """
-    Train what is missing, evaluate, and write the tables and the plot.
+    Train what is missing, evaluate, and write the tables and a plot of each environment.
 
     :param tasks: by environment
     :param description: of the command
@@ -419,9 +419,8 @@ def compare(tasks: Mapping[str, Task], description: str | None, output: str) -> 
             conditions = {name: everything[name] for name in ALL if name in everything}
         results[env_id] = {"algo": task.algo, "timesteps": steps, "episodes": own.episodes, "conditions": conditions}
     save(results, file)
-    draw({env_id: results[env_id] for env_id in tasks if env_id in results}, own.output / f"{output}.png")
     for env_id in env_ids:
-        draw({env_id: results[env_id]}, own.output / f"{output}-{env_id}.png")
+        draw(env_id, results[env_id]["conditions"], own.output / f"{output}-{env_id}.png")
 
 
 if __name__ == "__main__":
