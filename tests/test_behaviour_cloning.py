@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from persist_sb3.buffers import Demonstrations, RecomputedBonusReplayBuffer
 from persist_sb3.buffers.filled import fill
 from persist_sb3.callbacks import BehaviourCloningCallback
+from persist_sb3.equivariant import EquivariantSACPolicy
 from persist_sb3.recording import record
 from persist_sb3.wrappers import VecHomeostatReward, VecInternalState
 from tests.toys import Walker
@@ -255,6 +256,23 @@ def test_only_the_critics_learn_at_first_and_the_coefficient_stays() -> None:
     # What the training after the last rollout made of it has not been taken back.
     assert after[400][2] == pytest.approx(0.05, rel=0.01)
     assert not torch.equal(after[400][0], after[1200][0]) and after[1200][2] != pytest.approx(0.05, rel=0.05)
+
+
+def test_critics_that_know_nothing_yet_do_not_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = shown_to(make_box())
+    kwargs = {"symmetries": [], "best_of": 3, "net_arch": [16]}
+    model: Any = SAC(EquivariantSACPolicy, make_box(), policy_kwargs=kwargs, seed=0, device="cpu")
+    at = []
+    least = model.critic.least
+
+    def watched(obs: Any, actions: torch.Tensor) -> Any:
+        at.append(model.num_timesteps)
+        return least(obs, actions)
+
+    monkeypatch.setattr(model.critic, "least", watched)
+    model.learn(100, callback=BehaviourCloningCallback(shown, value_steps=60, gradient_steps=50))
+    # The callback knows of a step when it was made.
+    assert at == list(range(60, 100, 2))
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3])

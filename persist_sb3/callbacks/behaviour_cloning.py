@@ -42,7 +42,8 @@ class BehaviourCloningCallback(PersistCallback):
     :param augment: clone the mirror images of each transition, too, by the symmetries that the environment declares
         (see :class:`~persist_sb3.symmetry.Symmetry`)
     :param value_steps: timesteps from the first on, in which only the value function learns; off-policy the critics,
-        while SAC's and TQC's entropy coefficient stays what it is
+        while SAC's and TQC's entropy coefficient stays what it is and critics do not choose (``best_of`` of SAC's
+        equivariant policies)
     :param gradient_steps: how many, before the first timestep
     :param batch_size: transitions in a gradient step
     :param learning_rate: of Adam: a number, ``"lin_0.003"``, which falls to 0, or a function of the progress that is
@@ -180,11 +181,21 @@ class BehaviourCloningCallback(PersistCallback):
             parameter.requires_grad_(False)
         log_ent_coef = getattr(self.model, "log_ent_coef", None)
         self._log_ent_coef = None if log_ent_coef is None else log_ent_coef.detach().clone()
+        self._let_critics_choose(False)
 
     def _release(self) -> None:
         for parameter in self._held:
             parameter.requires_grad_(True)
         self._held = []
+        self._let_critics_choose(True)
+
+    def _let_critics_choose(self, choose: bool) -> None:
+        """
+        :param choose: what a policy with ``best_of`` is told
+        """
+        policy: Any = self.model.policy
+        if hasattr(policy, "critics_choose"):
+            policy.critics_choose = choose
 
     def _clone(self, pupil: Pupil, shown: Demonstrations, lesson: Lesson) -> None:
         """

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
-from torch import nn
 
-from persist_sb3.equivariant.networks import LINEAR, EquivariantActor, EquivariantCritic
+from persist_sb3.equivariant.networks import LINEAR, EquivariantActor, EquivariantCritic, noise_for
 from persist_sb3.models.equivariant import Group, GroupConvolution
 
 #: How far from 0 modes begin, before squashing: the first along the first component, the others anywhere. And how wide.
@@ -153,6 +152,23 @@ class ActorOfModes(EquivariantActor):
         log_std = self._turned(self.log_std(latent)).flatten(1, 2).clamp(LOG_STD_MIN, LOG_STD_MAX)
         return mean, log_std, {"logits": self.logits(latent)}
 
+    def proposals(self, obs: Any, count: int, deterministic: bool) -> torch.Tensor:
+        """
+        :param obs: a batch of observations, ``(n, ...)``
+        :param count: how many actions, ``k``
+        :param deterministic: the same ones whenever it is asked, of one mode after the other, the likeliest first
+        :return: samples of what the actor would do, ``(n, k, A)``
+        """
+        mean, log_std, others = self.get_action_dist_params(obs)
+        weight = torch.softmax(others["logits"], dim=1)
+        if deterministic:
+            order = weight.argsort(dim=1, descending=True, stable=True)
+            which = order[:, torch.arange(count, device=order.device) % order.shape[1]]
+        else:
+            which = torch.multinomial(weight, count, replacement=True)
+        rows = torch.arange(len(mean), device=mean.device)[:, None]
+        return torch.tanh(mean[rows, which] + log_std[rows, which].exp() * noise_for(mean, count, deterministic))
+
     def _turned(self, fields: torch.Tensor) -> torch.Tensor:
         """
         :param fields: ``(n, A * modes * g)``
@@ -178,29 +194,10 @@ class CriticOfModes(EquivariantCritic):
             return super().forward(obs, actions)
         choices = actions.unflatten(1, (-1, size + 1))
         tried, weight = choices[..., :size], choices[..., size:]
-        features = self.extract_features(obs, self.features_extractor)
         with self.held(actions):
-            values = [self._several(critic, features, tried) for critic in self.q_networks]
-        value = (weight * torch.stack(values).amin(dim=0)).sum(dim=1)
+            values = self.least(obs, tried)
+        value = (weight[..., 0] * values).sum(dim=1, keepdim=True)
         return (value,) * self.n_critics
-
-    def _several(self, critic: Any, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """
-        :param critic: one of them
-        :param features: ``(n, D)``
-        :param actions: ``(n, k, A)``
-        :return: its values, ``(n, k, 1)``
-        """
-        (first, *others), head = critic
-        weight, bias = first.spread()
-        # The first layer is the widest, and what it makes of the state is the same for each action.
-        of_state = nn.functional.linear(features, weight[:, : features.shape[1]], bias)
-        hidden = of_state[:, None] + nn.functional.linear(actions, weight[:, features.shape[1] :])
-        hidden = hidden.flatten(0, 1)
-        for layer in others:
-            hidden = layer(hidden)
-        values: torch.Tensor = head(hidden).unflatten(0, actions.shape[:2])
-        return values
 
 
 def _rows(modes: torch.Tensor, which: torch.Tensor) -> torch.Tensor:

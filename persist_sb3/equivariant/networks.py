@@ -34,6 +34,31 @@ class EquivariantActor(Actor):
         self.mu: nn.Module = ChoiceHead(group, fields, LINEAR)
         self.log_std: Any = ChoiceHead(group, fields, LINEAR, signed=False)
 
+    def proposals(self, obs: Any, count: int, deterministic: bool) -> torch.Tensor:
+        """
+        :param obs: a batch of observations, ``(n, ...)``
+        :param count: how many actions, ``k``
+        :param deterministic: the same ones whenever it is asked; the first is then the middle of the Gaussian
+        :return: samples of what the actor would do, ``(n, k, A)``
+        """
+        mean, log_std, _ = self.get_action_dist_params(obs)
+        return torch.tanh(mean[:, None] + log_std.exp()[:, None] * noise_for(mean, count, deterministic))
+
+
+def noise_for(mean: torch.Tensor, count: int, deterministic: bool) -> torch.Tensor:
+    """
+    :param mean: of the actions, ``(n, ..., A)``
+    :param count: samples of each, ``k``
+    :param deterministic: the same for all of the batch, and whenever it is asked, and none in the first
+    :return: standard Gaussian noise, ``(n, k, A)``, or ``(1, k, A)``
+    """
+    size = mean.shape[-1]
+    if not deterministic:
+        return torch.randn(len(mean), count, size, device=mean.device)
+    noise = torch.randn(count, size, generator=torch.Generator().manual_seed(0))
+    noise[0] = 0.0
+    return noise.to(mean.device)[None]
+
 
 class EquivariantCritic(ContinuousCritic):
     """
@@ -61,6 +86,34 @@ class EquivariantCritic(ContinuousCritic):
         """
         with self.held(actions):
             return super().forward(obs, actions)
+
+    def least(self, obs: Any, actions: torch.Tensor) -> torch.Tensor:
+        """
+        :param obs: a batch of observations, ``(n, ...)``
+        :param actions: several for each, in ``[-1, 1]``, ``(n, k, A)``
+        :return: the least of the critics' values of each, ``(n, k)``
+        """
+        features = self.extract_features(obs, self.features_extractor)
+        values = [self._several(critic, features, actions) for critic in self.q_networks]
+        return torch.cat(values, dim=2).amin(dim=2)
+
+    def _several(self, critic: Any, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """
+        :param critic: one of them
+        :param features: ``(n, D)``
+        :param actions: ``(n, k, A)``
+        :return: its values, ``(n, k, 1)``
+        """
+        (first, *others), head = critic
+        weight, bias = first.spread()
+        # The first layer is the widest, and what it makes of the state is the same for each action.
+        of_state = nn.functional.linear(features, weight[:, : features.shape[1]], bias)
+        hidden = of_state[:, None] + nn.functional.linear(actions, weight[:, features.shape[1] :])
+        hidden = hidden.flatten(0, 1)
+        for layer in others:
+            hidden = layer(hidden)
+        values: torch.Tensor = head(hidden).unflatten(0, actions.shape[:2])
+        return values
 
     @contextmanager
     def held(self, actions: torch.Tensor) -> Iterator[None]:
