@@ -30,6 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 #: For ``train.py`` after its ``-params``: SB3's own networks, in place of GridLife's equivariant ones.
 PLAIN = ["policy:'MultiInputPolicy'", "policy_kwargs:dict(net_arch=[256, 256], activation_fn=nn.ReLU)"]
 
+#: Attributes of a shield that lets every action pass.
+SHIELD_OFF = {"min_updates": sys.maxsize}
+
 Records = list[EpisodeRecord]
 #: A mean over seeds, and the limits of its interval.
 Estimate = tuple[float, float, float]
@@ -176,27 +179,38 @@ def evaluate_run(path: Path, episodes: int, *, shield: bool = True) -> Records:
     :return: evaluation episodes on test layouts, the same ones for every run
     """
     name = f"test-{episodes}.json" if shield else f"test-{episodes}-unshielded.json"
-    return played(path, episodes, name, None if shield else {"min_updates": sys.maxsize})
+    return played(path, episodes, name, None if shield else SHIELD_OFF)
 
 
-def played(path: Path, episodes: int, name: str, changed: Mapping[str, Any] | None = None) -> Records:
+def played(
+    path: Path,
+    episodes: int,
+    name: str,
+    changed: Mapping[str, Any] | None = None,
+    policy: Mapping[str, Any] | None = None,
+) -> Records:
     """
     :param path: the run's folder
     :param episodes: how many
     :param name: of the file in it where the episodes are kept; if they are there already, none is played again
     :param changed: attributes of the run's shield that are to have other values
+    :param policy: attributes of the run's policy that are to have other values
     :return: evaluation episodes on test layouts, the same ones for every run
     """
-    lines = kept(path / name, lambda: [record.to_json() for record in _play(path, episodes, changed or {})])
+    lines = kept(
+        path / name, lambda: [record.to_json() for record in _play(path, episodes, changed or {}, policy or {})]
+    )
     return [EpisodeRecord.from_json(line) for line in lines]
 
 
-def _play(path: Path, episodes: int, changed: Mapping[str, Any]) -> Records:
+def _play(path: Path, episodes: int, changed: Mapping[str, Any], policy: Mapping[str, Any]) -> Records:
     run = Run(path)
     venv = run.make_env(20, split="test")
     model = run.load_model(venv, seed=0)
     for attribute, value in changed.items():
         setattr(shield_layer(venv), attribute, value)
+    for attribute, value in policy.items():
+        setattr(model.policy, attribute, value)
     records = [episode.record for episode in evaluate(model, venv, episodes, deterministic=False, seed=1_000_000)]
     venv.close()
     return records

@@ -132,7 +132,7 @@ TASKS = {
             # It ends there, and begins with 1, which would pay for nothing but randomness.
             "ent_coef:'auto_0.003'",
             # A direction for each of the moves that a demonstrator chooses from.
-            "policy_kwargs:dict(net_arch=[128, 128], modes=1, "
+            "policy_kwargs:dict(net_arch=[128, 128], modes=1, best_of=16, "
             "symmetries=['GridLifeContinuousScentMemory-v0', 'GridLifeContinuousScent-v0'])",
         ],
         changed={

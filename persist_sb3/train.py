@@ -255,7 +255,7 @@ def _entry(persist: PersistConfig) -> dict[str, Any]:
     shipped, own = _base_entry(persist), persist.zoo_entry()
     if "policy_kwargs" in own:
         # Another policy: of the same size, and without what only the shipped one takes.
-        kept = {key: value for key, value in shipped.get("policy_kwargs", {}).items() if key != "symmetries"}
+        kept = {k: value for k, value in shipped.get("policy_kwargs", {}).items() if k not in hyperparams.OF_SYMMETRY}
         own["policy_kwargs"] = kept | own["policy_kwargs"]
     return shipped | own
 

@@ -184,13 +184,13 @@ def test_an_entry_fits_what_its_policy_sees(algo: str, env_id: str, seen: str, f
     ("kwargs", "expected"),
     [
         (
-            "dict(net_arch=[8], symmetries=['GridLife-v0', 'GridLifeScent-v0'], modes=1, activation_fn=nn.ReLU)",
+            "dict(net_arch=[8], symmetries=['GridLife-v0', 'Other-v0'], modes=1, best_of=4, activation_fn=nn.ReLU)",
             "dict(net_arch=[8], activation_fn=nn.ReLU)",
         ),
-        ({"net_arch": [8], "symmetries": "GridLife-v0", "modes": 2}, {"net_arch": [8]}),
+        ({"net_arch": [8], "symmetries": "GridLife-v0", "modes": 2, "best_of": 4}, {"net_arch": [8]}),
     ],
 )
-def test_plain_networks_know_neither_symmetries_nor_modes(kwargs: Any, expected: Any) -> None:
+def test_plain_networks_know_nothing_of_symmetries(kwargs: Any, expected: Any) -> None:
     entry = {"policy": "persist_sb3.equivariant.EquivariantSACMultiInputPolicy", "policy_kwargs": kwargs}
     plain = hyperparams.without_symmetry(entry)
     assert plain == {"policy": "MultiInputPolicy", "policy_kwargs": expected}

@@ -21,7 +21,10 @@ FOLDER = Path(__file__).parent
 #: alone; ``train.py --shield`` takes the other.
 SHIELDED = "+shield"
 
-_SYMMETRIES = re.compile(r",\s*(symmetries=(\[[^]]*\]|'[^']*')|modes=\d+)")
+#: What only equivariant policies take.
+OF_SYMMETRY = ("symmetries", "modes", "best_of")
+
+_OF_SYMMETRY = re.compile(rf",\s*({'|'.join(OF_SYMMETRY)})=(\[[^]]*\]|'[^']*'|\d+)")
 _IDS = re.compile(r"'(\w+-v\d+)'")
 
 
@@ -78,8 +81,8 @@ def without_symmetry(entry: dict[str, Any]) -> dict[str, Any]:
     if not policy.startswith("persist_sb3.equivariant."):
         return entry
     if isinstance(kwargs, dict):
-        kwargs = {key: value for key, value in kwargs.items() if key not in ("symmetries", "modes")}
+        kwargs = {key: value for key, value in kwargs.items() if key not in OF_SYMMETRY}
     else:
-        kwargs = _SYMMETRIES.sub("", kwargs)
+        kwargs = _OF_SYMMETRY.sub("", kwargs)
     plain = "MultiInputPolicy" if "MultiInput" in policy else "MlpPolicy"
     return {**entry, "policy": plain, "policy_kwargs": kwargs}
