@@ -4,6 +4,7 @@ from persist_sb3._doors import refuse_root_import
 from persist_sb3.callbacks.base import PersistCallback, bind_all
 from persist_sb3.callbacks.behaviour_cloning import BehaviourCloningCallback
 from persist_sb3.callbacks.belief import BeliefCallback
+from persist_sb3.callbacks.best_of import BestOfCallback
 from persist_sb3.callbacks.calibration import CalibrationCallback
 from persist_sb3.callbacks.curriculum import CurriculumCallback
 from persist_sb3.callbacks.empowerment import EmpowermentCallback
@@ -23,6 +24,7 @@ from persist_sb3.callbacks.world_model import WorldModelCallback
 __all__ = [
     "BehaviourCloningCallback",
     "BeliefCallback",
+    "BestOfCallback",
     "CalibrationCallback",
     "CurriculumCallback",
     "EmpowermentCallback",
