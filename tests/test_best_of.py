@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.callbacks import BaseCallback
 
+from persist_sb3.callbacks import BestOfCallback
 from persist_sb3.equivariant import EquivariantSACMultiInputPolicy, EquivariantSACPolicy
 from tests.test_equivariant import SMALL, declared, tensors
 from tests.test_equivariant_modes import MIRROR, pendulum
@@ -142,6 +144,37 @@ def test_it_chooses_in_training_too_and_is_saved(tmp_path: Path, monkeypatch: py
     np.testing.assert_allclose(loaded.predict(seen(6), deterministic=True)[0], action, atol=1e-6)
 
 
+def test_in_a_training_it_can_begin_later(tmp_path: Path) -> None:
+    kwargs = {"symmetries": [MIRROR], "best_of": 4, **SMALL}
+    model: Any = SAC(EquivariantSACPolicy, "Pendulum-v1", learning_starts=5, policy_kwargs=kwargs, seed=0, device="cpu")
+    in_force = {}
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            in_force[self.num_timesteps] = self.model.policy.best_of
+            if self.num_timesteps == 10:
+                self.model.save(tmp_path / "checkpoint.zip")
+            return True
+
+    later = BestOfCallback({0: 1, 20: 3})
+    model.learn(30, callback=[later, Watch()])
+    # The rollout that follows step 20 makes step 21.
+    assert in_force == {step: 1 if step <= 20 else 3 for step in range(1, 31)}
+    assert model.policy.best_of == 4
+    assert SAC.load(tmp_path / "checkpoint.zip").policy.best_of == 4
+    in_force.clear()
+    model.learn(10, callback=[BestOfCallback({0: 1, 20: 3}), Watch()], reset_num_timesteps=False)
+    assert set(in_force.values()) == {3}
+
+
+def test_policies_without_it_are_refused() -> None:
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu")
+    with pytest.raises(TypeError, match=r"which ActorCriticPolicy does not have: .* EquivariantSACPolicy"):
+        model.learn(8, callback=BestOfCallback(16))
+
+
 def test_best_of_none() -> None:
     with pytest.raises(ValueError, match="best_of=0 must be at least 1"):
         SAC(EquivariantSACPolicy, "Pendulum-v1", policy_kwargs={"symmetries": [MIRROR], "best_of": 0})
+    with pytest.raises(ValueError, match=r"best_of=\{5: 1\} must be at least 1"):
+        BestOfCallback({5: 1})

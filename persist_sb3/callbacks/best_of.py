@@ -27,8 +27,8 @@ class BestOfCallback(BaseCallback):
     def _init_callback(self) -> None:
         if not hasattr(self.model.policy, "best_of"):
             raise TypeError(
-                f"BestOfCallback changes best_of, which {type(self.model.policy).__name__} does not have: take it out of "
-                "the callbacks, or train SAC with EquivariantSACPolicy or EquivariantSACMultiInputPolicy"
+                f"BestOfCallback changes best_of, which {type(self.model.policy).__name__} does not have: take it out "
+                "of the callbacks, or train SAC with EquivariantSACPolicy or EquivariantSACMultiInputPolicy"
             )
 
     def _on_training_start(self) -> None:
