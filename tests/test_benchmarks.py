@@ -64,15 +64,19 @@ def test_a_table_shows_the_cost_where_every_seed_has_it() -> None:
     assert set(results[CPU_SECONDS]) == {"new"}
 
 
+#: Callbacks of agents that learn as the whole entry does.
+LEARNING = {"MetricsCallback", "BestOfCallback", "GradientStepsCallback"}
+
+
 @pytest.mark.parametrize(
     ("condition", "layers", "callbacks", "equivariant"),
     [
         ("bare SB3", {"VecInternalState"}, {"MetricsCallback"}, False),
-        ("memory", {"VecSpatialMemory", "VecInternalState"}, {"MetricsCallback", "GradientStepsCallback"}, True),
+        ("memory", {"VecSpatialMemory", "VecInternalState"}, LEARNING, True),
         (
             "homeostat",
             {"VecSpatialMemory", "VecInternalState", "VecHomeostatReward"},
-            {"MetricsCallback", "GradientStepsCallback"},
+            LEARNING,
             True,
         ),
     ],
@@ -104,7 +108,7 @@ def test_whom_demonstrations_are_shown_to(env_id: str) -> None:
         if isinstance(each, dict):
             ((kind, parameters),) = each.items()
             shown[kind.rpartition(".")[2]] = parameters.get("demonstrations")
-    assert shown.pop("GradientStepsCallback", None) is None
+    assert shown.pop("GradientStepsCallback", None) is None and shown.pop("BestOfCallback", None) is None
     assert shown == {"ViabilityCallback": "demos.npz", "BehaviourCloningCallback": "demos.npz"}
     # Layers are the entry's, but for when the shield begins.
     layers = ast.literal_eval(changed.get("vec_env_wrapper", "[]"))

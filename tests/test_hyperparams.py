@@ -15,6 +15,7 @@ from persist_sb3.viability import ViabilitySet
 from tests.learners import set_up
 
 GRADIENT_STEPS = "persist_sb3.callbacks.GradientStepsCallback"
+BEST_OF = "persist_sb3.callbacks.BestOfCallback"
 VIABILITY = "persist_sb3.callbacks.ViabilityCallback"
 LAYERS = ("vec_env_wrapper", "callback")
 MEMORY, HOMEOSTAT, SHIELD = (
@@ -86,9 +87,9 @@ def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: 
     """
     But where an agent remembers: there the shield leaves energy to the policy, judges early by what its critic learned
     of differences from the margins at hand, and is less strict. The critic learns most often in the beginning.
-    On-policy, death costs more then, and under a shield homeostasis counts more; in SAC both count less, its critic is
-    made of pieces and told of other internal variables, and it learns most in the beginning, while the shield only
-    watches.
+    On-policy, death costs more then, and under a shield homeostasis counts more; in SAC homeostasis counts less and
+    death more, its critic is made of pieces and told of other internal variables, and it learns most in the beginning,
+    while the shield only watches. SAC's critics choose among proposals, but not in the training.
     """
     entries = [(algo, hyperparams.load(algo)[env_id]) for algo, env_id in ENTRIES if env_id in env_ids]
     plain = next(entry for _, entry in entries if MEMORY not in entry["vec_env_wrapper"])
@@ -106,12 +107,13 @@ def test_the_layers_of_an_environment_are_the_same_for_every_algorithm(env_ids: 
         for layer in expected["vec_env_wrapper"]:
             if HOMEOSTAT in layer and remembers:
                 on_policy = {"death_penalty": 160.0, "weight": 2.0 if SHIELD in str(tuned) else 0.5}
-                layer[HOMEOSTAT] |= {"death_penalty": 5.0, "weight": 0.02} if algo == "sac" else on_policy
+                layer[HOMEOSTAT] |= {"death_penalty": 250.0, "weight": 0.02} if algo == "sac" else on_policy
             if SHIELD in layer and remembers and algo == "sac":
                 layer[SHIELD] |= {"inset": 0.5, "min_updates": 3_000}
         if remembers and algo == "sac":
             expected["callback"][-1][VIABILITY] |= {"pieces": 32, "counterfactual_share": 0.5}
-            expected["callback"].insert(1, {GRADIENT_STEPS: {"gradient_steps": {0: 256, 5_000: 64, 25_000: 16}}})
+            expected["callback"].insert(1, {BEST_OF: {"best_of": 1}})
+            expected["callback"].insert(2, {GRADIENT_STEPS: {"gradient_steps": {0: 256, 5_000: 64, 25_000: 16}}})
         assert {key: entry[key] for key in LAYERS} == {key: expected[key] for key in LAYERS}
 
 
@@ -194,3 +196,10 @@ def test_plain_networks_know_nothing_of_symmetries(kwargs: Any, expected: Any) -
     entry = {"policy": "persist_sb3.equivariant.EquivariantSACMultiInputPolicy", "policy_kwargs": kwargs}
     plain = hyperparams.without_symmetry(entry)
     assert plain == {"policy": "MultiInputPolicy", "policy_kwargs": expected}
+
+
+def test_plain_networks_do_without_the_callback_that_is_about_others() -> None:
+    entry = hyperparams.load("sac")["GridLifeContinuousScent-v0"]
+    plain = hyperparams.without_symmetry(entry)
+    assert plain["callback"] == [callback for callback in entry["callback"] if BEST_OF not in callback]
+    assert len(plain["callback"]) == len(entry["callback"]) - 1

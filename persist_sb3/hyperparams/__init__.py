@@ -84,5 +84,7 @@ def without_symmetry(entry: dict[str, Any]) -> dict[str, Any]:
         kwargs = {key: value for key, value in kwargs.items() if key not in OF_SYMMETRY}
     else:
         kwargs = _OF_SYMMETRY.sub("", kwargs)
-    plain = "MultiInputPolicy" if "MultiInput" in policy else "MlpPolicy"
-    return {**entry, "policy": plain, "policy_kwargs": kwargs}
+    plain = {"policy": "MultiInputPolicy" if "MultiInput" in policy else "MlpPolicy", "policy_kwargs": kwargs}
+    if isinstance(entry.get("callback"), list):
+        plain["callback"] = [callback for callback in entry["callback"] if "BestOfCallback" not in str(callback)]
+    return {**entry, **plain}
