@@ -73,6 +73,35 @@ def test_the_critics_choose(modes: int) -> None:
     np.testing.assert_allclose(model.policy.scale_action(found), expected.detach(), atol=1e-5)
 
 
+@pytest.mark.parametrize("modes", [0, 2])
+def test_targets_are_of_what_the_agent_does(modes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The greatest of ``k`` samples again, with its density; and with gradients, as the actor learns, a plain one."""
+    model: Any = pendulum(modes=modes)
+    model.policy.best_of, count = 3, 3
+    monkeypatch.setattr(model.critic, "least", lambda obs, actions: actions[..., 0])
+    observation = torch.as_tensor(seen(1)).expand(MANY, -1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        action, log_prob = model.actor.action_log_prob(observation)
+        mean, log_std, more = model.actor.get_action_dist_params(observation)
+        dist = model.actor.action_dist.proba_distribution(mean, log_std, **more)
+        torch.testing.assert_close(log_prob, dist.log_prob(action), rtol=1e-3, atol=1e-3)
+        plain = model.actor.action_dist.proba_distribution(mean, log_std, **more).sample()
+    for share in (0.3, 0.6, 0.9):
+        edge = torch.quantile(plain, share)
+        assert float((action <= edge).float().mean()) == pytest.approx(share**count, abs=0.04)
+    with torch.enable_grad():
+        learned, _ = model.actor.action_log_prob(observation)
+    assert learned.requires_grad and (modes or float((learned <= edge).float().mean()) == pytest.approx(0.9, abs=0.03))
+
+
+def test_the_critics_are_no_part_of_the_actor() -> None:
+    model: Any = pendulum(modes=0)
+    theirs = {id(parameter) for parameter in model.critic.parameters()}
+    assert not theirs & {id(parameter) for parameter in model.actor.parameters()}
+    assert set(model.actor.state_dict()) == {key for key in model.actor.state_dict() if "critic" not in key}
+
+
 def test_proposals_are_of_modes_as_likely_as_their_weights() -> None:
     model: Any = pendulum(modes=2)
     observation = torch.as_tensor(seen(1))
@@ -129,13 +158,14 @@ def test_it_chooses_in_training_too_and_is_saved(tmp_path: Path, monkeypatch: py
     least = model.critic.least
 
     def watched(obs: Any, actions: torch.Tensor) -> Any:
-        asked.append(actions.shape)
+        asked.append(tuple(actions.shape))
         return least(obs, actions)
 
     monkeypatch.setattr(model.critic, "least", watched)
     model.learn(60)
-    # Of the first 20 steps actions are drawn from the box.
-    assert asked == [(1, 4, 1)] * 40
+    # In the first 20 steps actions are drawn from the box. The others take a decision each, and a batch of targets.
+    assert asked.count((1, 4, 1)) == 40
+    assert asked.count((model.batch_size, 4, 1)) == model._n_updates == len(asked) - 40
     monkeypatch.undo()
     model.save(tmp_path / "agent.zip")
     loaded = SAC.load(tmp_path / "agent.zip")

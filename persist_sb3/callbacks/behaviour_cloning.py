@@ -193,9 +193,9 @@ class BehaviourCloningCallback(PersistCallback):
         """
         :param choose: what a policy with ``best_of`` is told
         """
-        policy: Any = self.model.policy
-        if hasattr(policy, "critics_choose"):
-            policy.critics_choose = choose
+        choice: Any = getattr(self.model.policy, "choice", None)
+        if choice is not None:
+            choice.resting = not choose
 
     def _clone(self, pupil: Pupil, shown: Demonstrations, lesson: Lesson) -> None:
         """

@@ -16,6 +16,36 @@ from persist_sb3.models.equivariant import ChoiceHead, Group, InvariantHead, equ
 LINEAR = 3.0**-0.5
 
 
+class Choice:
+    """
+    Which of several proposals of an actor are acted by: what the least of the critics values most.
+
+    :param count: proposals, ``k``
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        #: Whether the first one will do, since the critics know nothing yet.
+        self.resting = False
+        #: The critics.
+        self.critic: EquivariantCritic | None = None
+
+    @property
+    def proposals(self) -> int:
+        """How many there are now; 1 if the critics are not asked."""
+        return 1 if self.resting or self.critic is None else self.count
+
+    def best(self, obs: Any, proposed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param obs: a batch of observations, ``(n, ...)``
+        :param proposed: actions, ``(n, k, A)``
+        :return: row and column of the best of each, ``(n,)`` both
+        """
+        assert self.critic is not None
+        best = self.critic.least(obs, proposed).argmax(dim=1)
+        return torch.arange(len(best), device=best.device), best
+
+
 class EquivariantActor(Actor):
     """
     SAC's actor, of layers that commute with the environment's symmetries.
@@ -25,6 +55,9 @@ class EquivariantActor(Actor):
     :raises ValueError: if ``use_sde`` is asked for, or a layer cannot be equivariant
     """
 
+    #: Who chooses among what it proposes.
+    choice = Choice(1)
+
     def __init__(self, group: Group, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.use_sde:
@@ -33,6 +66,24 @@ class EquivariantActor(Actor):
         fields = self.net_arch[-1] // len(group)
         self.mu: nn.Module = ChoiceHead(group, fields, LINEAR)
         self.log_std: Any = ChoiceHead(group, fields, LINEAR, signed=False)
+
+    def action_log_prob(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param obs: a batch of observations, ``(n, ...)``
+        :return: a sample, ``(n, A)``, and its log density, ``(n,)``. Without gradients, as for what critics learn, it
+            is the sample that the agent would act by
+        """
+        count = self.choice.proposals
+        if count == 1 or torch.is_grad_enabled():
+            return super().action_log_prob(obs)
+        mean, log_std, others = self.get_action_dist_params(obs)
+        given = {key: value.repeat_interleave(count, dim=0) for key, value in others.items()}
+        action, log_prob = self.action_dist.log_prob_from_params(
+            mean.repeat_interleave(count, dim=0), log_std.repeat_interleave(count, dim=0), **given
+        )
+        proposed = action.unflatten(0, (-1, count))
+        best = self.choice.best(obs, proposed)
+        return proposed[best], log_prob.unflatten(0, (-1, count))[best]
 
     def proposals(self, obs: Any, count: int, deterministic: bool) -> torch.Tensor:
         """

@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from persist_sb3.equivariant.modes import ActorOfModes, CriticOfModes
-from persist_sb3.equivariant.networks import EquivariantActor, EquivariantCritic
+from persist_sb3.equivariant.networks import Choice, EquivariantActor, EquivariantCritic
 from persist_sb3.equivariant.symmetric import Symmetric
 
 
@@ -21,12 +22,11 @@ class EquivariantOffPolicy(Symmetric):
         images (see :class:`~persist_sb3.equivariant.modes.ActorOfModes`). A Gaussian has to mean one action: where the
         best are each other's images, to the left or to the right of what is in the way, an equivariant one means the
         middle
-    :param best_of: actions that the actor proposes wherever the policy acts, in training and after; what the least of
-        the critics values most of these is done. 1 is SAC. What the actor learns is what it would learn otherwise, and
-        what it learns from is done by a better policy than itself: where actions are worth nearly the same, and what is
-        best changes with every step, an actor hardly follows its critics. (An actor proposes and a critic chooses in
-        Ghasemipour et al., "EMaQ: expected-max Q-learning operator for simple yet effective offline and online RL",
-        ICML 2021.)
+    :param best_of: actions that the actor proposes wherever the agent acts; what the least of the critics values most
+        of these is done. 1 is SAC. Critics learn what that is worth, and the actor follows them as in SAC. (An actor
+        proposes and a critic chooses, in acting and in targets, in Ghasemipour et al., "EMaQ: expected-max Q-learning
+        operator for simple yet effective offline and online RL", ICML 2021.) For actions that are worth nearly the
+        same, where which is best changes with every step: there an actor hardly follows its critics
     :param kwargs: see :class:`Symmetric`
     :raises ValueError: if ``modes`` is negative, or ``best_of`` less than 1
     """
@@ -37,17 +37,30 @@ class EquivariantOffPolicy(Symmetric):
         if best_of < 1:
             raise ValueError(f"best_of={best_of} must be at least 1")
         self.modes = modes
-        self.best_of = best_of
-        #: Whether the critics choose among proposals now. Those that know nothing yet had better not.
-        self.critics_choose = True
+        #: Who chooses among proposals.
+        self.choice = Choice(best_of)
         super().__init__(*args, **kwargs)
 
+    @property
+    def best_of(self) -> int:
+        """Proposals that the critics choose among. It may be changed at any time."""
+        return self.choice.count
+
+    @best_of.setter
+    def best_of(self, count: int) -> None:
+        self.choice.count = count
+
+    def _build(self: Any, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)  # type: ignore[misc]
+        self.choice.critic = self.critic
+        self.actor.choice = self.choice
+
     def _predict(self: Any, observation: Any, deterministic: bool = False) -> torch.Tensor:
-        if self.best_of == 1 or not self.critics_choose:
+        count = self.choice.proposals
+        if count == 1:
             return super()._predict(observation, deterministic)  # type: ignore[misc]
-        proposed: torch.Tensor = self.actor.proposals(observation, self.best_of, deterministic)
-        best = self.critic.least(observation, proposed).argmax(dim=1)
-        return proposed[torch.arange(len(best), device=best.device), best]
+        proposed: torch.Tensor = self.actor.proposals(observation, count, deterministic)
+        return proposed[self.choice.best(observation, proposed)]
 
     def _with_group(self: Any, kwargs: dict[str, Any], extractor: nn.Module | None) -> dict[str, Any]:
         kwargs = self._update_features_extractor(kwargs, extractor)
