@@ -1,4 +1,4 @@
-"""Lets SAC's critics choose among the actor's proposals once they know what they choose."""
+"""Lets SAC's critics choose among the actor's proposals only once they know what they choose."""
 
 from typing import Any
 
@@ -14,7 +14,8 @@ class BestOfCallback(BaseCallback):
     of what they know least, and whoever asks them does that. Afterwards, and in the zip, the policy has the ``best_of``
     that it was made with. It takes effect with the next rollout, and goes on where a resumed training stopped.
 
-    :param best_of: proposals, by the time step from which they are so many: ``{0: 1, 50_000: 16}``
+    :param best_of: proposals, in all of the training, or by the time step from which they are so many: 1, or
+        ``{0: 1, 50_000: 16}``
     :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
     :raises ValueError: if they do not begin with time step 0, or a number is below 1
     :raises TypeError: when training begins, if the policy has no ``best_of``
