@@ -12,8 +12,8 @@ class BestOfCallback(BaseCallback):
     Changes ``best_of`` of SAC's equivariant policies (see
     :class:`~persist_sb3.equivariant.EquivariantSACPolicy`) with the time step of a training. Young critics think most
     of what they know least, and whoever asks them does that. Afterwards, and in the zip, the policy has the ``best_of``
-    that it was made with; evaluations in between are of the policy as it is then. It takes effect with the next rollout,
-    and goes on where a resumed training stopped.
+    that it was made with; evaluations in between are of the policy as it is then. It takes effect with the next
+    rollout, and goes on where a resumed training stopped.
 
     :param best_of: proposals, in all of the training, or by the time step from which they are so many: 1, or
         ``{0: 1, 50_000: 16}``
