@@ -138,6 +138,8 @@ TASKS = {
         changed={
             # From the first step on, since its critic has been told of deaths by then.
             SHIELD: {"min_updates": 2_000},
+            # A tenth of an item: five, as in the entry, bring no fewer violations.
+            HOMEOSTAT: {"death_penalty": 5.0},
             # It knows something already.
             GRADIENT_STEPS: {"gradient_steps": {0: 64, 25_000: 16}},
         },

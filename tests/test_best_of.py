@@ -206,5 +206,7 @@ def test_policies_without_it_are_refused() -> None:
 def test_best_of_none() -> None:
     with pytest.raises(ValueError, match="best_of=0 must be at least 1"):
         SAC(EquivariantSACPolicy, "Pendulum-v1", policy_kwargs={"symmetries": [MIRROR], "best_of": 0})
+    with pytest.raises(ValueError, match="best_of=0 must be at least 1"):
+        pendulum(modes=0).policy.best_of = 0  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"best_of=\{5: 1\} must be at least 1"):
         BestOfCallback({5: 1})

@@ -55,11 +55,10 @@ class EquivariantActor(Actor):
     :raises ValueError: if ``use_sde`` is asked for, or a layer cannot be equivariant
     """
 
-    #: Who chooses among what it proposes.
-    choice = Choice(1)
-
     def __init__(self, group: Group, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        #: Who chooses among what it proposes.
+        self.choice = Choice(1)
         if self.use_sde:
             raise ValueError(NO_SDE)
         self.latent_pi = equivariant_body(group, self.net_arch, self.activation_fn)

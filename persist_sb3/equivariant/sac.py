@@ -34,11 +34,10 @@ class EquivariantOffPolicy(Symmetric):
     def __init__(self, *args: Any, modes: int = 0, best_of: int = 1, **kwargs: Any) -> None:
         if modes < 0:
             raise ValueError(f"modes={modes} must be at least 0")
-        if best_of < 1:
-            raise ValueError(f"best_of={best_of} must be at least 1")
         self.modes = modes
         #: Who chooses among proposals.
-        self.choice = Choice(best_of)
+        self.choice = Choice(1)
+        self.best_of = best_of
         super().__init__(*args, **kwargs)
 
     @property
@@ -48,6 +47,8 @@ class EquivariantOffPolicy(Symmetric):
 
     @best_of.setter
     def best_of(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"best_of={count} must be at least 1")
         self.choice.count = count
 
     def _build(self: Any, lr_schedule: Schedule) -> None:
