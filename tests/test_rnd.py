@@ -19,17 +19,19 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from persist_sb3.callbacks import MetricsCallback, RNDCallback
+from persist_sb3.callbacks import MetricsCallback, RNDCallback, ViabilityCallback
 from persist_sb3.config import PersistConfig
 from persist_sb3.intrinsic import RND, BonusUnit
 from persist_sb3.models.base import rebuild
 from persist_sb3.models.spec import StateSpec
 from persist_sb3.viability import ViabilitySet
 from persist_sb3.wrappers import (
+    ActionShield,
     InternalState,
     NonFiniteError,
     PartialObservation,
     RNDBonus,
+    VecActionShield,
     VecInternalState,
     VecRNDBonus,
     VectorInternalState,
@@ -663,6 +665,28 @@ def test_a_copy_has_the_same_wrappers_and_its_own_randomness() -> None:
     first: Any = twin.reset()
     assert first[0, 1] == 0.0
     assert venv.venv.get_attr("np_random")[0].bit_generator.state == state
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_copy_can_leave_out_what_replaces_actions(inside: bool) -> None:
+    def make() -> gym.Env[Any, Any]:
+        env = make_noise()
+        return ActionShield(InternalState(env, **LIMITS)) if inside else env
+
+    venv: VecEnv = DummyVecEnv([make])
+    if not inside:
+        venv = VecActionShield(VecInternalState(venv, **LIMITS))
+    for intervening in (False, True):
+        twin = remake(VecRNDBonus(venv), intervening=intervening)
+        assert isinstance(twin, VecRNDBonus)
+        guarded = twin.env_is_wrapped(ActionShield)[0] or isinstance(twin.venv, VecActionShield)
+        assert guarded is intervening
+
+
+def test_nobody_is_warned_of_a_copy_whose_shield_knows_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    venv = VecRNDBonus(VecActionShield(VecInternalState(DummyVecEnv([make_noise] * 2), **LIMITS)))
+    make_model(venv).learn(64, callback=[ViabilityCallback(), RNDCallback(learning_starts=20)])
+    assert not [warning for warning in recwarn if "ActionShield" in str(warning.message)]
 
 
 @pytest.mark.parametrize(

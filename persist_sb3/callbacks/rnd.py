@@ -143,7 +143,7 @@ class RNDCallback(LearningCallback):
         """
         :return: what a random policy sees in a copy of the environment, ``(1, D)`` each; None if none can be made
         """
-        env = remake(self.training_env)
+        env = remake(self.training_env, intervening=False)
         if env is None:
             return None
         # An environment may keep its spaces in its class: seeding them would seed the training's.
