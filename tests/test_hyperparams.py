@@ -186,10 +186,11 @@ def test_an_entry_fits_what_its_policy_sees(algo: str, env_id: str, seen: str, f
     ("kwargs", "expected"),
     [
         (
-            "dict(net_arch=[8], symmetries=['GridLife-v0', 'Other-v0'], modes=1, best_of=4, activation_fn=nn.ReLU)",
+            "dict(net_arch=[8], symmetries=['GridLife-v0', 'Other-v0'], modes=1, best_of=4, action_gap=2.5, "
+            "gap_limit=1, activation_fn=nn.ReLU)",
             "dict(net_arch=[8], activation_fn=nn.ReLU)",
         ),
-        ({"net_arch": [8], "symmetries": "GridLife-v0", "modes": 2, "best_of": 4}, {"net_arch": [8]}),
+        ({"net_arch": [8], "symmetries": "GridLife-v0", "modes": 2, "best_of": 4, "action_gap": 5}, {"net_arch": [8]}),
     ],
 )
 def test_plain_networks_know_nothing_of_symmetries(kwargs: Any, expected: Any) -> None:

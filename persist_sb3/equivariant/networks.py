@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.sac.policies import Actor
 from torch import nn
 
+from persist_sb3.equivariant.gap import Gap
 from persist_sb3.equivariant.symmetric import NO_SDE
 from persist_sb3.models.equivariant import ChoiceHead, Group, InvariantHead, equivariant_body
 
@@ -122,6 +123,8 @@ class EquivariantCritic(ContinuousCritic):
 
     def __init__(self, group: Group, net_arch: list[int], activation_fn: type[nn.Module], **kwargs: Any) -> None:
         super().__init__(net_arch=net_arch, activation_fn=activation_fn, **kwargs)
+        #: By how much differences between actions are widened in learning; None for not at all.
+        self.gap: Gap | None = None
         both, fields = group.of_both(), net_arch[-1] // len(group)
         for index in range(self.n_critics):
             critic = nn.Sequential(equivariant_body(both, net_arch, activation_fn), InvariantHead(both, fields))
@@ -132,10 +135,15 @@ class EquivariantCritic(ContinuousCritic):
         """
         :param obs: a batch of observations, ``(n, ...)``
         :param actions: in ``[-1, 1]``, ``(n, A)``. If they ask for a gradient, the critics' weights get none
-        :return: each critic's values, ``(n, 1)``
+        :return: each critic's values, ``(n, 1)``; where they are to be held against targets, with what is to be taken
+            off those
         """
         with self.held(actions):
-            return super().forward(obs, actions)
+            values = super().forward(obs, actions)
+        if self.gap is None or not (self.training and torch.is_grad_enabled()) or actions.requires_grad:
+            return values
+        shortfall = self.gap.shortfall(obs, actions)
+        return tuple(value + shortfall for value in values)
 
     def least(self, obs: Any, actions: torch.Tensor) -> torch.Tensor:
         """

@@ -1,5 +1,6 @@
 """Equivariant policies of SAC."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPoli
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
+from persist_sb3.equivariant.gap import Gap
 from persist_sb3.equivariant.modes import ActorOfModes, CriticOfModes
 from persist_sb3.equivariant.networks import Choice, EquivariantActor, EquivariantCritic
 from persist_sb3.equivariant.symmetric import Symmetric
@@ -27,17 +29,33 @@ class EquivariantOffPolicy(Symmetric):
         proposes and a critic chooses, in acting and in targets, in Ghasemipour et al., "EMaQ: expected-max Q-learning
         operator for simple yet effective offline and online RL", ICML 2021.) For actions that are worth nearly the
         same, where which is best changes with every step: there an actor hardly follows its critics
+    :param action_gap: how many times as large the critics make what an action is worth less than the actor's (see
+        :class:`~persist_sb3.equivariant.gap.Gap`). 1 is SAC. Where steps are short, to turn back now or a step later is
+        worth nearly the same, and the errors of critics decide which
+    :param gap_limit: greatest difference that counts there, in units of the return: what is much worse is told apart
+        anyhow. Default: none
     :param kwargs: see :class:`Symmetric`
-    :raises ValueError: if ``modes`` is negative, or ``best_of`` less than 1
+    :raises ValueError: if ``modes`` is negative, ``best_of`` or ``action_gap`` less than 1, or ``gap_limit`` not
+        positive
     """
 
-    def __init__(self, *args: Any, modes: int = 0, best_of: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        modes: int = 0,
+        best_of: int = 1,
+        action_gap: float = 1.0,
+        gap_limit: float = math.inf,
+        **kwargs: Any,
+    ) -> None:
         if modes < 0:
             raise ValueError(f"modes={modes} must be at least 0")
         self.modes = modes
         #: Who chooses among proposals.
         self.choice = Choice(1)
         self.best_of = best_of
+        #: What differences between actions are in learning.
+        self.gap = Gap(action_gap, gap_limit)
         super().__init__(*args, **kwargs)
 
     @property
@@ -55,6 +73,9 @@ class EquivariantOffPolicy(Symmetric):
         super()._build(lr_schedule)  # type: ignore[misc]
         self.choice.critic = self.critic
         self.actor.choice = self.choice
+        if self.gap.factor > 1.0:
+            self.gap.actor, self.gap.target = self.actor, self.critic_target
+            self.critic.gap = self.gap
 
     def _predict(self: Any, observation: Any, deterministic: bool = False) -> torch.Tensor:
         count = self.choice.proposals
@@ -77,7 +98,9 @@ class EquivariantOffPolicy(Symmetric):
         return kind(**self._with_group(self.critic_kwargs, features_extractor)).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "modes": self.modes, "best_of": self.best_of}
+        own = {"modes": self.modes, "best_of": self.best_of}
+        gap = {"action_gap": self.gap.factor, "gap_limit": self.gap.limit}
+        return {**super()._get_constructor_parameters(), **own, **gap}
 
 
 class EquivariantSACPolicy(EquivariantOffPolicy, SACPolicy):

@@ -22,9 +22,9 @@ FOLDER = Path(__file__).parent
 SHIELDED = "+shield"
 
 #: What only equivariant policies take.
-OF_SYMMETRY = ("symmetries", "modes", "best_of")
+OF_SYMMETRY = ("symmetries", "modes", "best_of", "action_gap", "gap_limit")
 
-_OF_SYMMETRY = re.compile(rf",\s*({'|'.join(OF_SYMMETRY)})=(\[[^]]*\]|'[^']*'|\d+)")
+_OF_SYMMETRY = re.compile(rf",\s*({'|'.join(OF_SYMMETRY)})=(\[[^]]*\]|'[^']*'|[\d.]+)")
 _IDS = re.compile(r"'(\w+-v\d+)'")
 
 
