@@ -121,7 +121,7 @@ def test_it_is_saved(tmp_path: Path) -> None:
     kwargs = {"symmetries": [MIRROR], "action_gap": 5.0, "gap_limit": 2.0, **SMALL}
     model = SAC(EquivariantSACPolicy, "Pendulum-v1", policy_kwargs=kwargs, seed=0, device="cpu")
     model.save(tmp_path / "agent.zip")
-    gap = SAC.load(tmp_path / "agent.zip").policy.gap
+    gap: Any = SAC.load(tmp_path / "agent.zip").policy.gap
     assert (gap.factor, gap.limit) == (5.0, 2.0)
 
 

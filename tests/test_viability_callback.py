@@ -63,20 +63,9 @@ class Thirds(Tables):
         return super().step(min(int(1.5 * (action[0] + 1.0)), ACTIONS - 1))
 
 
-@pytest.mark.parametrize(
-    ("world", "pieces", "residual", "action_gap"),
-    [
-        (Tables, 0, False, 1.0),
-        (Tables, 0, True, 1.0),
-        (Thirds, 12, False, 1.0),
-        (Thirds, 12, True, 1.0),
-        (Tables, 0, False, 3.0),
-        (Thirds, 12, True, 3.0),
-    ],
-)
-def test_it_learns_the_discounted_safety_value(
-    world: type[Tables], pieces: int, residual: bool, action_gap: float
-) -> None:
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("world", "pieces"), [(Tables, 0), (Thirds, 12)])
+def test_it_learns_the_discounted_safety_value(world: type[Tables], pieces: int, residual: bool) -> None:
     venv = VecInternalState(
         DummyVecEnv([world] * 4), dims=["level"], constraints=CONSTRAINTS, mu=[1.0], low=[-1.0], high=[1.0]
     )
@@ -84,7 +73,6 @@ def test_it_learns_the_discounted_safety_value(
     callback = ViabilityCallback(
         gamma=GAMMA,
         tau=0.05,
-        action_gap=action_gap,
         net_arch=[64],
         residual=residual,
         pieces=pieces,
@@ -102,13 +90,8 @@ def test_it_learns_the_discounted_safety_value(
     else:
         learned = callback.actor.values(encoded)
     truth = value_iteration()
-    # With a single constraint, both heads say the same, but for the gaps, which the first alone widens: that of
-    # T Q - alpha (V - Q) has (1 - alpha) (V - Q) = V - T Q where it does not move.
-    assert np.abs(learned[:, :, 1] - truth).max() < 0.08
-    safest = truth.max(axis=1, keepdims=True)
-    truth = safest - action_gap * (safest - truth)
-    assert np.abs(learned[:, :, 0] - truth).max() < 0.08 * action_gap
-    assert np.abs(learned[:, :, 0].max(axis=1) - safest[:, 0]).max() < 0.08
+    for head in (0, 1):  # with a single constraint, both say the same
+        assert np.abs(learned[:, :, head] - truth).max() < 0.08
     assert ((learned[:, :, 0] > 0.0) == (truth > 0.0))[np.abs(truth) > 0.08].all()
     # The greedy action keeps the agent alive wherever that can be.
     for state in range(6):

@@ -126,22 +126,11 @@ def test_reachability_is_the_default() -> None:
 
 @pytest.mark.parametrize(
     ("parameter", "value"),
-    [
-        ("action_gap", 0.5),
-        ("counter_examples", 1.0),
-        ("near_boundary", 1.5),
-        ("near_boundary_eps", 0.0),
-        ("disagreement_quantile", 1.0),
-    ],
+    [("counter_examples", 1.0), ("near_boundary", 1.5), ("near_boundary_eps", 0.0), ("disagreement_quantile", 1.0)],
 )
 def test_out_of_range(parameter: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{parameter}={value}"):
         ViabilityCallback(**{parameter: value})  # type: ignore[arg-type]
-
-
-def test_a_classifier_has_no_margins_to_widen() -> None:
-    with pytest.raises(ValueError, match=r"action_gap=5.0 widens differences between margins"):
-        ViabilityCallback("classifier", action_gap=5.0)
 
 
 SPACE = spaces.Dict(

@@ -44,13 +44,6 @@ class ViabilityCallback(LearningCallback):
         or :class:`~persist_sb3.models.objectives.Classifier`
     :param gamma: discount factor: the backup looks about ``1 / (1 - gamma)`` steps ahead
     :param tau: share by which the target moves toward the critic at each gradient step
-    :param action_gap: how many times as large it makes what an action's value falls short of the safest one's
-        (advantage learning; Baird, "Reinforcement learning through gradient descent", 1999; with ``alpha = 1 - 1 /
-        action_gap`` in Bellemare et al., "Increasing the action gap: new operators for reinforcement learning", AAAI
-        2016). The value of the safest action, ``V``, stays what it is. Where steps are short and danger builds up over
-        many of them, to begin to turn back now or a step later is worth nearly the same, and a critic's errors decide
-        which; the shield then turns back too late. What is above 1 makes the shield refuse more of the actions that
-        would be safe if the next ones were better
     :param net_arch: sizes of the hidden layers
     :param members: critics in the ensemble
     :param residual: let the networks learn by how much values differ from the margins at hand, which are known (see
@@ -100,7 +93,6 @@ class ViabilityCallback(LearningCallback):
         objective_kwargs: Mapping[str, Any] | None = None,
         gamma: float = 0.95,
         tau: float = 0.01,
-        action_gap: float = 1.0,
         net_arch: Sequence[int] = (128, 128),
         members: int = 2,
         residual: bool = False,
@@ -143,13 +135,6 @@ class ViabilityCallback(LearningCallback):
             raise ValueError(f"gamma={gamma} must be in [0, 1): the backup contracts only if it is below 1")
         if not 0.0 < tau <= 1.0:
             raise ValueError(f"tau={tau} must be in (0, 1]")
-        if not 1.0 <= action_gap < np.inf:
-            raise ValueError(f"action_gap={action_gap} must be at least 1, and finite")
-        if action_gap > 1.0 and objective != "reachability":
-            raise ValueError(
-                f"action_gap={action_gap} widens differences between margins, which values of objective={objective!r} "
-                "are not: leave action_gap out"
-            )
         if not (pieces == 0 or pieces > 1):
             raise ValueError(f"pieces={pieces} must be 0, or at least 2")
         if not target_noise >= 0.0:
@@ -180,7 +165,6 @@ class ViabilityCallback(LearningCallback):
         self.augment = augment
         self.gamma = gamma
         self.tau = tau
-        self.action_gap = action_gap
         self.net_arch = net_arch
         self.members = members
         self.residual = residual
@@ -250,7 +234,8 @@ class ViabilityCallback(LearningCallback):
         """
         state = self.tensor(self.spec.encode(transitions.observation, transitions.internal))
         with torch.no_grad():
-            executed = self._executed(self.learner, state, transitions.executed_action)[:, :, 0]
+            values, chosen = self._values(state, transitions.executed_action)
+            executed = values[:, torch.arange(len(state), device=state.device), chosen, 0]
         spread: NDArray[np.float32] = executed.std(dim=0, correction=0).cpu().numpy()
         return spread
 
@@ -300,9 +285,9 @@ class ViabilityCallback(LearningCallback):
         self.learner.standardizer.update(state)
         with torch.no_grad():
             following = self._following(next_state)
-            shortfall = None if self.action_gap == 1.0 else self._shortfall(state, executed)
-        predicted = self._executed(self.learner, state, executed)
-        loss = self.objective(predicted, margin, following, terminal[:, None], self.gamma, shortfall)
+        values, chosen = self._values(state, executed)
+        predicted = values[:, torch.arange(len(state), device=state.device), chosen]
+        loss = self.objective(predicted, margin, following, terminal[:, None], self.gamma)
         if self.learner.climbed:
             # Nothing but the actor learns from this: the target's own parameters ask for no gradient.
             climbed = self.target(state, self.learner.safe_action(state))[:, :, 0, 0]
@@ -317,33 +302,17 @@ class ViabilityCallback(LearningCallback):
             self.target.standardizer.load_state_dict(self.learner.standardizer.state_dict())
         return {"loss": float(loss.detach()), "value": float(predicted[..., 0].detach().mean())}
 
-    def _executed(self, critic: ViabilityCritic, state: torch.Tensor, action: NDArray[Any]) -> torch.Tensor:
+    def _values(self, state: torch.Tensor, action: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        :param critic: whose values
         :param state: ``(n, D)``
         :param action: in the units of the action space, ``(n, ...)``
-        :return: every member's values of it, ``(e, n, 1 + m)``
+        :return: values of every action, or of just this one if it is a Box action, ``(e, n, k, 1 + m)``, and which of
+            the ``k`` it is, ``(n,)``
         """
         if self.spec.continuous:
             encoded = self.tensor(self.spec.encode_action(action).clip(-1.0, 1.0))
-            values: torch.Tensor = critic(state, encoded)
-            return values[:, :, 0]
-        chosen = torch.as_tensor(self.spec.index(action), device=state.device)
-        values = critic(state)
-        return values[:, torch.arange(len(state), device=state.device), chosen]
-
-    def _shortfall(self, state: torch.Tensor, action: NDArray[Any]) -> torch.Tensor:
-        """
-        :param state: ``(n, D)``
-        :param action: in the units of the action space, ``(n, ...)``
-        :return: what is taken off its value, since the target knows safer ones, ``(n,)``
-        """
-        if self.learner.climbed:
-            best: torch.Tensor = self.target(state, self.target.safe_action(state))[:, :, 0, 0].amin(dim=0)
-        else:
-            best = self.target(state)[..., 0].amin(dim=0).amax(dim=1)
-        executed = self._executed(self.target, state, action)[:, :, 0].amin(dim=0)
-        return (1.0 - 1.0 / self.action_gap) * (best - executed).clamp(min=0.0)
+            return self.learner(state, encoded), torch.zeros(len(state), dtype=torch.int64, device=state.device)
+        return self.learner(state), torch.as_tensor(self.spec.index(action), device=state.device)
 
     def _following(self, state: torch.Tensor) -> torch.Tensor:
         """

@@ -26,7 +26,6 @@ class Objective(Protocol):
         following: torch.Tensor,
         terminal: torch.Tensor,
         gamma: float,
-        shortfall: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         :param predicted: every member's values, overall and by constraint, ``(e, n, 1 + m)``
@@ -34,7 +33,6 @@ class Objective(Protocol):
         :param following: what the slowly following critics give the safest action of the state after it, ``(n, 1 + m)``
         :param terminal: the episode ended there by itself, bool, ``(n, 1)``
         :param gamma: discount factor, in ``[0, 1)``
-        :param shortfall: what is taken off the overall value to be learned, ``(n,)``. Default: nothing
         :return: the loss, summed over ``1 + m``
         """
 
@@ -64,13 +62,9 @@ class Reachability:
         following: torch.Tensor,
         terminal: torch.Tensor,
         gamma: float,
-        shortfall: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See :class:`Objective`."""
-        target = reachability_target(margin, following, terminal, gamma)
-        if shortfall is not None:
-            target[:, 0] -= shortfall
-        error = predicted - target
+        error = predicted - reachability_target(margin, following, terminal, gamma)
         share = torch.where(error > 0.0, 1.0 - self.expectile, self.expectile)
         return (2.0 * share * error.square()).mean(dim=(0, 1)).sum()
 
@@ -114,7 +108,6 @@ class Classifier:
         following: torch.Tensor,
         terminal: torch.Tensor,
         gamma: float,
-        shortfall: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See :class:`Objective`."""
         logits = predicted / UNIT
