@@ -48,6 +48,7 @@ METRICS = "persist_sb3.callbacks.MetricsCallback"
 CRITIC = "persist_sb3.callbacks.ViabilityCallback"
 MEMORY = "persist_sb3.wrappers.VecSpatialMemory"
 GRADIENT_STEPS = "persist_sb3.callbacks.GradientStepsCallback"
+BEST_OF = "persist_sb3.callbacks.BestOfCallback"
 CLONING = "persist_sb3.callbacks.BehaviourCloningCallback"
 CONDITIONS = ("bare SB3", "homeostat", "homeostat + shield")
 #: Where the entry has a memory, which bare SB3 has not: what memory and equivariant networks do alone.
@@ -132,7 +133,7 @@ TASKS = {
             # It ends there, and begins with 1, which would pay for nothing but randomness.
             "ent_coef:'auto_0.003'",
             # A direction for each of the moves that a demonstrator chooses from.
-            "policy_kwargs:dict(net_arch=[128, 128], modes=1, best_of=16, "
+            "policy_kwargs:dict(net_arch=[128, 128], modes=1, best_of=8, "
             "symmetries=['GridLifeContinuousScentMemory-v0', 'GridLifeContinuousScent-v0'])",
         ],
         changed={
@@ -140,8 +141,9 @@ TASKS = {
             SHIELD: {"min_updates": 2_000},
             # A tenth of an item: five, as in the entry, bring no fewer violations.
             HOMEOSTAT: {"death_penalty": 5.0},
-            # It knows something already.
+            # It knows something already, and so do its critics.
             GRADIENT_STEPS: {"gradient_steps": {0: 64, 25_000: 16}},
+            BEST_OF: {"best_of": 8},
         },
         moves="GridLifeScent-v0",
     ),
