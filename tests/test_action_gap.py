@@ -4,27 +4,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from stable_baselines3 import SAC
 
 from persist_sb3.equivariant import EquivariantSACPolicy
 from tests.test_equivariant import SMALL
-from tests.test_equivariant_modes import MIRROR, pendulum
+from tests.test_equivariant_modes import MIRROR, Fork, pendulum
 
 
-class Slope(gym.Env[Any, Any]):
+class Slope(Fork):
     """A single step, which pays less the further from 0.3 the action is."""
-
-    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        return np.zeros(1, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return np.zeros(1, np.float32), pay(float(action[0])), True, False, {}
